@@ -1,0 +1,1 @@
+"""Software-defined assets, one module a group: they read the store, call the mathematics, write the store."""

@@ -1,0 +1,1 @@
+"""Asset checks: sentences about the data that hold or do not."""

@@ -1,0 +1,1 @@
+"""Fine-tuning corpora: examples, redaction, deduplication, split, formats, tokens, as streams."""

@@ -1,0 +1,1 @@
+"""Postgres and Valkey from wheels, started for a person who has none."""

@@ -1,0 +1,1 @@
+"""Remember, link, recall, working memory, embeddings."""

@@ -1,0 +1,1 @@
+"""What is done to the data as a whole: imports, backups, restores, retention, the audit relay."""

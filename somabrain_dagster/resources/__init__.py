@@ -1,0 +1,1 @@
+"""Dagster resources: the store, the cache, the artifact store."""

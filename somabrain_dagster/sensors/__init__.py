@@ -1,0 +1,1 @@
+"""Sensors: decisions of when."""

@@ -1,0 +1,1 @@
+"""The HTTP service; it never imports Dagster."""

@@ -1,0 +1,1 @@
+"""Postgres and Redis: the schema, and the only place with SQL."""
