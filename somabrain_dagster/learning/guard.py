@@ -1,0 +1,79 @@
+"""The guard that rolls a tenant back: rewards that fall too far to be chance, while its weights moved.
+
+With m₂₀ and s₂₀² the mean and variance of the last 20 rewards, and m₁₀₀ and s₁₀₀² those of the 100 before
+them, it trips when
+
+    m₂₀ < m₁₀₀ − 4·√(s₂₀²/20 + s₁₀₀²/100)
+
+(Welch's standard error, variances with n − 1; the numbers are configuration). Rewards are counted in whole
+micro-units, so that sums and sums of squares are exact and a decision cannot depend on how events were
+batched. Whether the weights moved, and what to roll back to, the caller knows.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from somabrain_dagster.learning.configuration import GuardConfiguration
+from somabrain_dagster.learning.features import Floats
+
+Micros = NDArray[np.int64]
+
+MICRO = 1_000_000
+"""Micro-units in one unit of reward."""
+
+
+def to_micros(rewards: ArrayLike) -> Micros:
+    """Rewards in [-1, 1], rounded to whole micro-units, half to even.
+
+    Raises:
+        ValueError: a reward is outside [-1, 1].
+    """
+    values = np.asarray(rewards, dtype=np.float64)
+    if not (np.abs(values) <= 1).all():
+        raise ValueError("a reward must be from -1 to 1")
+    return np.rint(values * MICRO).astype(np.int64)
+
+
+def first_trip(history: Micros, rewards: Micros, configuration: GuardConfiguration) -> int | None:
+    """The position in `rewards` of the first event at which the guard trips.
+
+    After a rollback the next call begins with an empty history: the window that tripped speaks of weights
+    that are gone, and would trip again at the next event.
+
+    Args:
+        history: the rewards before, oldest first, as `remembered` gave them; more than that changes nothing.
+        rewards: (N,), the new ones.
+        configuration: the windows, and how many standard errors are too many.
+
+    Returns:
+        The position, or None where it does not trip. It never does before both windows are full.
+    """
+    stream = np.concatenate((remembered(history, rewards[:0], configuration), rewards))
+    decisions = len(stream) - configuration.window + 1
+    if not configuration.enabled or decisions < 1:
+        return None
+    totals = np.concatenate(([0], np.cumsum(stream)))
+    squares = np.concatenate(([0], np.cumsum(stream * stream)))
+    end = np.arange(configuration.window, len(stream) + 1)
+    middle = end - configuration.recent
+    begin = end - configuration.window
+    recent, recent_error = _mean(
+        totals[end] - totals[middle], squares[end] - squares[middle], configuration.recent
+    )
+    before, before_error = _mean(
+        totals[middle] - totals[begin], squares[middle] - squares[begin], configuration.before
+    )
+    trips = np.flatnonzero(
+        recent < before - configuration.standard_errors * np.sqrt(recent_error + before_error)
+    )
+    return int(trips[0]) + len(rewards) - decisions if len(trips) else None
+
+
+def remembered(history: Micros, rewards: Micros, configuration: GuardConfiguration) -> Micros:
+    """The history to keep after these rewards: the last, one fewer than a decision looks at, oldest first."""
+    return np.concatenate((history, rewards))[-(configuration.window - 1) :]
+
+
+def _mean(total: Micros, square: Micros, count: int) -> tuple[Floats, Floats]:
+    """The mean of `count` numbers and its squared standard error, from their exact sum and sum of squares."""
+    return total / count, (count * square - total * total) / (count * count * (count - 1))
