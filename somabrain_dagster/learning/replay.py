@@ -41,9 +41,9 @@ class Replay:
         weights: (T, K), each tenant's weights by folding the stored shifts alone. They mean nothing for a
             tenant whose log is wrong.
         gaps: for each tenant that has one, the first row whose version is not the one due.
-        wrong: every row whose `after` is not clamp(before + shift, low, high), `before` being the `after` of the
-            row before; whose bounds are reversed; or whose numbers are beyond any that a clipped shift can
-            have. And every first row that is not a constant.
+        wrong: every row whose `after` is not clamp(before + shift, low, high), `before` being the `after` of
+            the row before; whose bounds are reversed; or whose numbers are beyond any that a clipped shift
+            can have. And every first row that is not a constant.
     """
 
     weights: Nanos
