@@ -1,0 +1,211 @@
+"""Tenants, their adaptation states, and the configurations that their changes name."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+
+from somabrain_dagster.learning.configuration import LearningConfiguration
+from somabrain_dagster.learning.guard import Micros
+from somabrain_dagster.learning.neuromodulators import RewardState
+from somabrain_dagster.learning.weights import Nanos, by_name
+from somabrain_dagster.store.canonical import canonical_json
+from somabrain_dagster.store.database import Connection
+from somabrain_dagster.store.weight_log import START_HASH, WeightChange, as_recordset, chained, insert_changes
+
+
+class UnknownTenant(LookupError):
+    """A tenant that does not exist; the message says how to create one."""
+
+    def __init__(self, tenant_id: str) -> None:
+        super().__init__(
+            f"there is no tenant {tenant_id!r}: create it with `somabrain tenant create {tenant_id}`"
+        )
+        self.tenant_id = tenant_id
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The neuromodulators as the tenant's last feedback left them, and its prediction error."""
+
+    delta: float = 0.0
+    dopamine: float = 0.4
+    serotonin: float = 1.0
+    noradrenaline: float = 0.0
+    acetylcholine: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class AdaptationState:
+    """A tenant's weights now, and all that the next feedback needs to know.
+
+    Attributes:
+        version: of the last change of weights.
+        weights: nano-units, (K,).
+        hash: of the last change.
+        configuration: the digest of the configuration of the last change.
+        feedback_seq: of the tenant's last feedback event, 0 before the first.
+        levels: the neuromodulators after it.
+        rewards: running mean and variance after it.
+        recent_rewards: micro-units, oldest first, as the rollback guard remembers them.
+    """
+
+    tenant_id: str
+    version: int
+    weights: Nanos
+    hash: bytes
+    configuration: bytes
+    feedback_seq: int
+    levels: Levels
+    rewards: RewardState
+    recent_rewards: Micros
+    updated_at: datetime
+
+    @property
+    def weights_by_name(self) -> dict[str, float]:
+        """The weights in units."""
+        return by_name(self.weights)
+
+
+STATE_COLUMNS = """
+    s.tenant_id, s.version, s.weights, s.hash, s.configuration, s.feedback_seq,
+    s.delta, s.dopamine, s.serotonin, s.noradrenaline, s.acetylcholine,
+    s.reward_mean, s.reward_variance, s.recent_rewards, s.updated_at
+"""
+
+
+def state_from_row(row: Sequence[Any]) -> AdaptationState:
+    """A state from a row of `STATE_COLUMNS`."""
+    return AdaptationState(
+        tenant_id=row[0],
+        version=row[1],
+        weights=np.array(row[2], dtype=np.int64),
+        hash=row[3],
+        configuration=row[4],
+        feedback_seq=row[5],
+        levels=Levels(*row[6:11]),
+        rewards=RewardState(*row[11:13]),
+        recent_rewards=np.array(row[13], dtype=np.int64),
+        updated_at=row[14],
+    )
+
+
+def read_states(connection: Connection, tenants: Sequence[str] | None = None) -> list[AdaptationState]:
+    """The states of these tenants, or of all that the transaction sees, by tenant."""
+    rows = connection.execute(
+        f"SELECT {STATE_COLUMNS} FROM adaptation_states s "  # noqa: S608 — the columns are a constant
+        "WHERE %(tenants)s::text[] IS NULL OR s.tenant_id = ANY (%(tenants)s) ORDER BY s.tenant_id",
+        {"tenants": None if tenants is None else list(tenants)},
+    )
+    return [state_from_row(row) for row in rows]
+
+
+def read_state(connection: Connection, tenant_id: str) -> AdaptationState:
+    """One tenant's state.
+
+    Raises:
+        UnknownTenant: there is no such tenant, or the transaction must not see it.
+    """
+    states = read_states(connection, [tenant_id])
+    if not states:
+        raise UnknownTenant(tenant_id)
+    return states[0]
+
+
+def remember_configurations(connection: Connection, configurations: Iterable[LearningConfiguration]) -> None:
+    """Store configurations under their digests, so that a change that names one can be derived again."""
+    for configuration in configurations:
+        connection.execute(
+            "INSERT INTO configurations (digest, body) VALUES (%s, %s::jsonb) ON CONFLICT DO NOTHING",
+            (bytes.fromhex(configuration.digest), canonical_json(configuration.to_json()).decode()),
+        )
+
+
+def read_configurations(connection: Connection) -> dict[bytes, LearningConfiguration]:
+    """Every configuration that a change may name, by digest."""
+    rows = connection.execute("SELECT digest, body FROM configurations")
+    return {digest: LearningConfiguration.from_json(body) for digest, body in rows}
+
+
+def create_tenants(
+    connection: Connection,
+    tenants: Sequence[str],
+    configuration: LearningConfiguration,
+    overrides: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Create tenants that do not exist yet, each with version 0 of its weights: the configured starts.
+
+    Args:
+        connection: an operator's transaction.
+        tenants: the new keys.
+        configuration: the global learning configuration.
+        overrides: what these tenants have different from it.
+
+    Returns:
+        Those that were created.
+
+    Raises:
+        InvalidConfiguration: the overrides cannot be.
+    """
+    own = configuration.overridden(overrides or {})
+    created = [
+        row[0]
+        for row in connection.execute(
+            """
+            INSERT INTO tenants (tenant_id, overrides) SELECT unnest(%s::text[]), %s::jsonb
+            ON CONFLICT DO NOTHING RETURNING tenant_id
+            """,
+            (list(tenants), canonical_json(dict(overrides or {})).decode()),
+        )
+    ]
+    if not created:
+        return []
+    (now,) = connection.execute("SELECT now()").fetchone() or ()
+    remember_configurations(connection, [own])
+    start = own.start_nanos.tolist()
+    changes = [
+        WeightChange(
+            tenant_id=tenant_id,
+            version=0,
+            created_at=now,
+            cause="start",
+            shift=[0] * len(start),
+            low=start,
+            high=start,
+            after=start,
+            configuration=bytes.fromhex(own.digest),
+        )
+        for tenant_id in created
+    ]
+    hashes = chained(changes, dict.fromkeys(created, START_HASH))
+    insert_changes(connection, changes, hashes)
+    levels = Levels()
+    connection.execute(
+        """
+        INSERT INTO adaptation_states
+        SELECT * FROM json_populate_recordset(NULL::adaptation_states, %s::json)
+        """,
+        (
+            as_recordset(
+                [
+                    {
+                        "tenant_id": change.tenant_id,
+                        "version": 0,
+                        "weights": start,
+                        "hash": hashed,
+                        "configuration": change.configuration,
+                        "feedback_seq": 0,
+                        **vars(levels),
+                        "reward_mean": 0.0,
+                        "reward_variance": 0.0,
+                        "recent_rewards": [],
+                        "updated_at": now,
+                    }
+                    for change, hashed in zip(changes, hashes, strict=True)
+                ]
+            ),
+        ),
+    )
+    return created

@@ -1,0 +1,604 @@
+"""Landing feedback: the event, the change of weights and the new state, together or not at all.
+
+A batch is one transaction. The tenants' states are locked first, in the order of their names, so batches that
+share tenants wait for one another and none deadlocks; under that lock an event gets its place in the tenant's
+log, hence the log's order is the order of commits.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import groupby
+from typing import Any
+
+import msgspec
+import numpy as np
+import psycopg
+
+from somabrain_dagster.learning.adaptation import credit_signals
+from somabrain_dagster.learning.configuration import LearningConfiguration
+from somabrain_dagster.learning.features import FEATURES, Floats
+from somabrain_dagster.learning.lesson import FEEDBACK, Experience, Learner, Lesson, learn
+from somabrain_dagster.learning.weights import Nanos
+from somabrain_dagster.store.adaptation import (
+    STATE_COLUMNS,
+    AdaptationState,
+    UnknownTenant,
+    remember_configurations,
+    state_from_row,
+)
+from somabrain_dagster.store.canonical import digest
+from somabrain_dagster.store.database import Connection, Database
+from somabrain_dagster.store.feedback_contract import Feedback
+from somabrain_dagster.store.weight_log import WeightChange, as_recordset, chained, insert_changes
+
+
+@dataclass(frozen=True)
+class Landed:
+    """An event that is committed.
+
+    Attributes:
+        seq: the event's number in its tenant's own sequence.
+        version: of the tenant's weights after it.
+        weights: nano-units after it.
+        repeated: the idempotency key was used before; this is the first answer.
+    """
+
+    tenant_id: str
+    seq: int
+    version: int
+    weights: list[int]
+    repeated: bool = False
+
+    @property
+    def event_id(self) -> str:
+        """Names the event everywhere."""
+        return f"{self.tenant_id}:{self.seq}"
+
+
+@dataclass(frozen=True)
+class Refused:
+    """An event that is not landed, and why.
+
+    Attributes:
+        code: unknown_tenant, unknown_recall, unknown_candidate, key_reused or database.
+        reason: for the person who sent it.
+    """
+
+    code: str
+    reason: str
+
+
+Outcome = Landed | Refused
+
+
+@dataclass(frozen=True, eq=False)
+class _Tenant:
+    """A tenant as it is locked for a batch."""
+
+    state: AdaptationState
+    configuration: LearningConfiguration
+
+
+@dataclass(frozen=True, eq=False)
+class LoggedRecall:
+    """What a recall's feedback needs of its log: where each candidate is, its features z, and E_p z."""
+
+    position: dict[int, int]
+    features: Floats
+    expected: Floats
+
+
+def land(
+    database: Database, batch: Sequence[Feedback], configuration: LearningConfiguration
+) -> list[Outcome]:
+    """Land feedback; on return, whatever is `Landed` is committed.
+
+    A tenant's events keep their order. A bad event is refused alone; if the database itself refuses one, the
+    batch is halved until that one stands alone.
+
+    Args:
+        database: the brain's.
+        batch: in order.
+        configuration: the global learning configuration; each tenant's overrides are applied to it.
+
+    Returns:
+        One outcome for each event, in order.
+
+    Raises:
+        psycopg.OperationalError: the database cannot be reached or ended the connection. What of the batch
+            was committed is then unknown: send again with idempotency keys.
+    """
+    if not batch:
+        return []
+    try:
+        return _land_together(database, batch, configuration)
+    except psycopg.errors.CheckViolation as error:
+        # Not a constraint of ours: the row has no partition, because nobody has made this week yet.
+        if error.diag.constraint_name is None and _partitions_were_missing(database):
+            return land(database, batch, configuration)
+        refusal: psycopg.DatabaseError = error
+    except (psycopg.DataError, psycopg.IntegrityError, psycopg.NotSupportedError) as error:
+        refusal = error
+    if len(batch) == 1:
+        return [Refused("database", f"the database refuses it: {refusal.diag.message_primary or refusal}")]
+    middle = len(batch) // 2
+    return [
+        *land(database, batch[:middle], configuration),
+        *land(database, batch[middle:], configuration),
+    ]
+
+
+def _partitions_were_missing(database: Database) -> bool:
+    with database.as_owner() as connection:
+        (made,) = connection.execute("SELECT ensure_partitions()").fetchone() or (0,)
+    return bool(made)
+
+
+def _land_together(
+    database: Database, batch: Sequence[Feedback], configuration: LearningConfiguration
+) -> list[Outcome]:
+    names = sorted({feedback.tenant_id for feedback in batch})
+    with database.as_tenants(names) as connection:
+        with connection.pipeline():
+            locked = connection.execute(
+                f"SELECT {STATE_COLUMNS}, t.overrides, now() "  # noqa: S608 — the columns are a constant
+                "FROM adaptation_states s JOIN tenants t USING (tenant_id) "
+                "WHERE s.tenant_id = ANY (%s) ORDER BY s.tenant_id FOR NO KEY UPDATE OF s",
+                (names,),
+            )
+            used = _find_answers(connection, batch)
+            named = _find_recalls(connection, batch)
+        rows = locked.fetchall()
+        tenants = {
+            row[0]: _Tenant(state_from_row(row[:-2]), configuration.overridden(row[-2])) for row in rows
+        }
+        answers = {
+            (tenant, key): (said, Landed(tenant, seq, version, after, repeated=True))
+            for tenant, key, said, seq, version, after in used
+        }
+        recalls = {(row[0], row[1]): logged_recall(*row[2:]) for row in named}
+
+        outcomes: list[Outcome | None] = [None] * len(batch)
+        first_with_key: dict[tuple[str, str], int] = {}
+        for position, feedback in enumerate(batch):
+            key = (feedback.tenant_id, feedback.idempotency_key or "")
+            if feedback.idempotency_key and key in first_with_key:
+                continue
+            if feedback.idempotency_key and key in answers:
+                outcomes[position] = _same_answer(feedback, *answers[key])
+                continue
+            outcomes[position] = _refusal(feedback, tenants, recalls)
+            if feedback.idempotency_key and outcomes[position] is None:
+                first_with_key[key] = position
+
+        fresh = [
+            position
+            for position, feedback in enumerate(batch)
+            if outcomes[position] is None
+            and first_with_key.get((feedback.tenant_id, feedback.idempotency_key or ""), position) == position
+        ]
+        if fresh:
+            now: datetime = rows[0][-1]
+            landed = _write(connection, now, [batch[position] for position in fresh], tenants, recalls)
+            for position, outcome in zip(fresh, landed, strict=True):
+                outcomes[position] = outcome
+    return [
+        outcome or _answer_of_first(feedback, batch, outcomes, first_with_key)
+        for feedback, outcome in zip(batch, outcomes, strict=True)
+    ]
+
+
+def _find_answers(connection: Connection, batch: Sequence[Feedback]) -> psycopg.Cursor[tuple[Any, ...]]:
+    """What was answered to the idempotency keys that were used before."""
+    keys = [(feedback.tenant_id, feedback.idempotency_key) for feedback in batch if feedback.idempotency_key]
+    return connection.execute(
+        """
+        SELECT k.tenant_id, k.key, k.digest, k.seq, k.version, c.after
+        FROM unnest(%s::text[], %s::text[]) AS asked (tenant_id, key)
+        JOIN idempotency_keys k USING (tenant_id, key)
+        JOIN weight_changes c ON c.tenant_id = k.tenant_id AND c.version = k.version
+        """,
+        ([tenant for tenant, _ in keys], [key for _, key in keys]),
+    )
+
+
+def _find_recalls(connection: Connection, batch: Sequence[Feedback]) -> psycopg.Cursor[tuple[Any, ...]]:
+    named = {(feedback.tenant_id, feedback.recall_id) for feedback in batch if feedback.recall_id is not None}
+    return connection.execute(
+        """
+        SELECT r.tenant_id, r.recall_id, r.candidate_ids, r.features, r.expected
+        FROM unnest(%s::text[], %s::bigint[]) AS asked (tenant_id, recall_id)
+        JOIN recalls r USING (tenant_id, recall_id)
+        """,
+        ([tenant for tenant, _ in named], [recall for _, recall in named]),
+    )
+
+
+def logged_recall(candidate_ids: list[int], features: list[float], expected: list[float]) -> LoggedRecall:
+    """A recall from its columns; the features are row-major, one row a candidate."""
+    return LoggedRecall(
+        position={memory: position for position, memory in enumerate(candidate_ids)},
+        features=np.array(features, dtype=np.float64).reshape(len(candidate_ids), len(expected)),
+        expected=np.array(expected, dtype=np.float64),
+    )
+
+
+def _same_answer(feedback: Feedback, said: bytes, answer: Landed) -> Outcome:
+    if feedback.digest() == said:
+        return answer
+    return Refused(
+        "key_reused",
+        f"the idempotency key {feedback.idempotency_key!r} was used for another feedback: use a new key",
+    )
+
+
+def _answer_of_first(
+    feedback: Feedback,
+    batch: Sequence[Feedback],
+    outcomes: Sequence[Outcome | None],
+    first_with_key: dict[tuple[str, str], int],
+) -> Outcome:
+    """What a feedback gets whose key an earlier one of the same batch has."""
+    first = first_with_key[feedback.tenant_id, feedback.idempotency_key or ""]
+    answer = outcomes[first]
+    if not isinstance(answer, Landed):
+        raise AssertionError("the first feedback with a key was landed")
+    repeated = Landed(answer.tenant_id, answer.seq, answer.version, answer.weights, repeated=True)
+    return _same_answer(feedback, batch[first].digest(), repeated)
+
+
+def _refusal(
+    feedback: Feedback, tenants: dict[str, _Tenant], recalls: dict[tuple[str, int], LoggedRecall]
+) -> Refused | None:
+    """Why the event cannot be landed, if it cannot."""
+    if feedback.tenant_id not in tenants:
+        return Refused("unknown_tenant", str(UnknownTenant(feedback.tenant_id)))
+    if feedback.recall_id is None:
+        return None
+    recall = recalls.get((feedback.tenant_id, feedback.recall_id))
+    if recall is None:
+        return Refused(
+            "unknown_recall",
+            f"tenant {feedback.tenant_id!r} has no recall {feedback.recall_id}: "
+            "give the id that the recall answered, or leave it out",
+        )
+    strangers = [entry.memory for entry in feedback.helpful or () if entry.memory not in recall.position]
+    if strangers:
+        return Refused(
+            "unknown_candidate",
+            f"memory {strangers[0]} was not a candidate of recall {feedback.recall_id}: "
+            "only memories that the recall weighed can get credit for it",
+        )
+    return None
+
+
+def _write(
+    connection: Connection,
+    now: datetime,
+    fresh: Sequence[Feedback],
+    tenants: dict[str, _Tenant],
+    recalls: dict[tuple[str, int], LoggedRecall],
+) -> list[Landed]:
+    """Learn from fresh events and write events, changes, states and keys; one outcome for each, in order."""
+
+    def configured(position: int) -> tuple[str, str]:
+        tenant_id = fresh[position].tenant_id
+        return tenants[tenant_id].configuration.digest, tenant_id
+
+    landed: list[Landed | None] = [None] * len(fresh)
+    writes = _Writes()
+    order = sorted(range(len(fresh)), key=configured)  # stable: a tenant's events stay in their order
+    for _, group in groupby(order, key=lambda position: configured(position)[0]):
+        positions = list(group)
+        events = [fresh[position] for position in positions]
+        learned = _learn(connection, now, events, tenants, recalls, writes)
+        for position, outcome in zip(positions, learned, strict=True):
+            landed[position] = outcome
+    with connection.pipeline():
+        remember_configurations(connection, writes.configurations)
+        insert_changes(connection, writes.changes, writes.hashes)
+        _insert_events(connection, writes.events)
+        _insert_keys(connection, writes.keys)
+        updated = _update_states(connection, writes.states)
+    if updated.rowcount != len(writes.states):
+        raise AssertionError(
+            f"{updated.rowcount} of {len(writes.states)} states were at the version that was locked"
+        )
+    return [outcome for outcome in landed if outcome is not None]
+
+
+class _Writes:
+    """The rows of one transaction."""
+
+    def __init__(self) -> None:
+        self.configurations: list[LearningConfiguration] = []
+        self.changes: list[WeightChange] = []
+        self.hashes: list[bytes] = []
+        self.events: list[dict[str, Any]] = []
+        self.keys: list[dict[str, Any]] = []
+        self.states: list[dict[str, Any]] = []
+
+
+def _learn(
+    connection: Connection,
+    now: datetime,
+    events: Sequence[Feedback],
+    tenants: dict[str, _Tenant],
+    recalls: dict[tuple[str, int], LoggedRecall],
+    writes: _Writes,
+) -> list[Landed]:
+    """Learn from the events of tenants that share a configuration; add to `writes` what is to be written."""
+    names = [name for name, _ in groupby(events, key=lambda event: event.tenant_id)]
+    states = [tenants[name].state for name in names]
+    configuration = tenants[names[0]].configuration
+    in_force = bytes.fromhex(configuration.digest)
+    lengths = np.array(
+        [sum(1 for _ in run) for _, run in groupby(e.tenant_id for e in events)], dtype=np.intp
+    )
+    firsts = np.cumsum(lengths) - lengths
+    seqs = [
+        state.feedback_seq + 1 + place
+        for state, length in zip(states, lengths.tolist(), strict=True)
+        for place in range(length)
+    ]
+    lesson = learn(
+        configuration,
+        [
+            Learner(
+                state.version,
+                state.weights,
+                state.rewards,
+                state.recent_rewards,
+                configured=state.configuration == in_force,
+            )
+            for state in states
+        ],
+        experience_of(events, [recalls.get((e.tenant_id, e.recall_id or 0)) for e in events], lengths),
+        lambda tenant, back: _weights_before_event(
+            connection, names[tenant], states[tenant].feedback_seq + 1 - back
+        ),
+    )
+    rows = [
+        _event_row(event, seq, now, dict(zip(_TRACED, levels, strict=True)))
+        for event, seq, *levels in zip(events, seqs, *_traced(lesson), strict=True)
+    ]
+    writes.configurations.append(configuration)
+    writes.events += rows
+    changes = _changes(lesson, names, now, in_force, seqs, [row["digest"] for row in rows])
+    heads = {state.tenant_id: state.hash for state in states}
+    writes.changes += changes
+    writes.hashes += chained(changes, heads)
+
+    landed = [
+        Landed(change.tenant_id, change.event_seq, change.version, change.after)
+        for change in changes
+        if change.event_seq is not None
+    ]
+    last_rows = (np.cumsum(lesson.lengths) - 1).tolist()
+    for place, (state, first, length, last) in enumerate(
+        zip(states, firsts.tolist(), lengths.tolist(), last_rows, strict=True)
+    ):
+        levels = rows[first + length - 1]
+        writes.states.append(
+            {
+                "tenant_id": state.tenant_id,
+                "locked_version": state.version,
+                "version": changes[last].version,
+                "weights": changes[last].after,
+                "hash": heads[state.tenant_id],
+                "configuration": in_force,
+                "feedback_seq": state.feedback_seq + length,
+                **{name: levels[name] for name in _TRACED},
+                "recent_rewards": lesson.recent_rewards[place].tolist(),
+                "updated_at": now,
+            }
+        )
+    writes.keys += [
+        {
+            "tenant_id": event.tenant_id,
+            "key": event.idempotency_key,
+            "digest": event.digest(),
+            "seq": answer.seq,
+            "version": answer.version,
+            "created_at": now,
+        }
+        for event, answer in zip(events, landed, strict=True)
+        if event.idempotency_key
+    ]
+    return landed
+
+
+def experience_of(
+    events: Sequence[Feedback], recalls: Sequence[LoggedRecall | None], lengths: Iterable[int]
+) -> Experience:
+    """The numbers of events, each beside the recall that it speaks of."""
+    named = np.array([event.helpful is not None for event in events], dtype=np.bool_)
+    signals = np.zeros((len(events), len(FEATURES)))
+    credited = [
+        (event.helpful, recall)
+        for event, recall in zip(events, recalls, strict=True)
+        if event.helpful is not None and recall is not None
+    ]
+    if credited:
+        signals[named] = credit_signals(
+            np.concatenate(
+                [
+                    recall.features[[recall.position[h.memory] for h in helpful]]
+                    for helpful, recall in credited
+                ]
+            ),
+            np.array([entry.credit for helpful, _ in credited for entry in helpful]),
+            np.array([recall.expected for _, recall in credited]),
+            [len(helpful) for helpful, _ in credited],
+        )
+    return Experience(
+        lengths=np.array(lengths, dtype=np.intp),
+        utility=np.array([event.utility for event in events], dtype=np.float64),
+        reward=np.array([event.effective_reward for event in events], dtype=np.float64),
+        named=named,
+        signals=signals,
+    )
+
+
+_TRACED = (
+    "delta",
+    "dopamine",
+    "serotonin",
+    "noradrenaline",
+    "acetylcholine",
+    "reward_mean",
+    "reward_variance",
+)
+
+
+def _traced(lesson: Lesson) -> list[list[float]]:
+    trace = lesson.trace
+    return [
+        values.tolist()
+        for values in (
+            trace.delta,
+            trace.dopamine,
+            trace.serotonin,
+            trace.noradrenaline,
+            trace.acetylcholine,
+            trace.mean,
+            trace.variance,
+        )
+    ]
+
+
+def _event_row(event: Feedback, seq: int, now: datetime, levels: dict[str, float]) -> dict[str, Any]:
+    row = {
+        "tenant_id": event.tenant_id,
+        "seq": seq,
+        "created_at": now,
+        "occurred_at": event.occurred_at or now,
+        "session_id": event.session_id,
+        "source": event.source,
+        "utility": event.utility,
+        "reward": event.reward,
+        "recall_id": event.recall_id,
+        "label": event.label,
+        "helpful": None if event.helpful is None else msgspec.to_builtins(event.helpful),
+        "arm": event.arm,
+        "metadata": event.metadata,
+        **levels,
+    }
+    return {**row, "digest": event_digest(row)}
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def event_digest(row: dict[str, Any]) -> bytes:
+    """SHA-256 of an event as it is stored: every column but the digest itself, times in UTC microseconds."""
+    body = {
+        name: (value - _EPOCH) // _MICROSECOND if isinstance(value, datetime) else value
+        for name, value in row.items()
+    }
+    return digest(body)
+
+
+def _changes(
+    lesson: Lesson,
+    names: Sequence[str],
+    now: datetime,
+    configuration: bytes,
+    seqs: Sequence[int],
+    digests: Sequence[bytes],
+) -> list[WeightChange]:
+    tenants = [
+        name for name, length in zip(names, lesson.lengths.tolist(), strict=True) for _ in range(length)
+    ]
+    shifts = lesson.shifts
+    changes = []
+    for tenant_id, cause, event, version, restored, shift, low, high, after in zip(
+        tenants,
+        lesson.causes,
+        lesson.events.tolist(),
+        lesson.versions.tolist(),
+        lesson.restored.tolist(),
+        shifts.shift.tolist(),
+        shifts.low.tolist(),
+        shifts.high.tolist(),
+        lesson.after.tolist(),
+        strict=True,
+    ):
+        answers = cause == FEEDBACK
+        changes.append(
+            WeightChange(
+                tenant_id=tenant_id,
+                version=version,
+                created_at=now,
+                cause=cause,
+                shift=shift,
+                low=None if answers else low,
+                high=None if answers else high,
+                after=after,
+                configuration=configuration,
+                event_seq=seqs[event] if answers else None,
+                event_digest=digests[event] if answers else None,
+                restored_version=None if restored < 0 else restored,
+            )
+        )
+    return changes
+
+
+def _weights_before_event(connection: Connection, tenant_id: str, seq: int) -> tuple[int, Nanos]:
+    row = connection.execute(
+        """
+        SELECT b.version, b.after
+        FROM weight_changes c JOIN weight_changes b ON b.tenant_id = c.tenant_id AND b.version = c.version - 1
+        WHERE c.tenant_id = %s AND c.event_seq = %s
+        """,
+        (tenant_id, seq),
+    ).fetchone()
+    if row is None:
+        raise AssertionError(f"the log of tenant {tenant_id!r} has no change for its event {seq}")
+    return row[0], np.array(row[1], dtype=np.int64)
+
+
+def _insert_events(connection: Connection, rows: list[dict[str, Any]]) -> None:
+    connection.execute(
+        """
+        INSERT INTO feedback_events
+        SELECT * FROM json_populate_recordset(NULL::feedback_events, %s::json)
+        """,
+        (as_recordset(rows),),
+    )
+
+
+def _insert_keys(connection: Connection, rows: list[dict[str, Any]]) -> None:
+    if rows:
+        connection.execute(
+            """
+            INSERT INTO idempotency_keys
+            SELECT * FROM json_populate_recordset(NULL::idempotency_keys, %s::json)
+            """,
+            (as_recordset(rows),),
+        )
+
+
+def _update_states(connection: Connection, rows: list[dict[str, Any]]) -> psycopg.Cursor[tuple[Any, ...]]:
+    return connection.execute(
+        """
+        UPDATE adaptation_states s
+        SET (
+            version, weights, hash, configuration, feedback_seq, delta, dopamine, serotonin, noradrenaline,
+            acetylcholine, reward_mean, reward_variance, recent_rewards, updated_at
+        ) = (
+            n.version, n.weights, n.hash, n.configuration, n.feedback_seq, n.delta, n.dopamine, n.serotonin,
+            n.noradrenaline, n.acetylcholine, n.reward_mean, n.reward_variance, n.recent_rewards, n.updated_at
+        )
+        FROM json_to_recordset(%s::json) AS n (
+            tenant_id text, locked_version bigint, version bigint, weights bigint[], hash bytea,
+            configuration bytea, feedback_seq bigint, delta float8, dopamine float8, serotonin float8,
+            noradrenaline float8, acetylcholine float8, reward_mean float8, reward_variance float8,
+            recent_rewards bigint[], updated_at timestamptz
+        )
+        WHERE s.tenant_id = n.tenant_id AND s.version = n.locked_version
+        """,
+        (as_recordset(rows),),
+    )

@@ -1,0 +1,59 @@
+"""Bring a database to the schema that this version needs; forward only."""
+
+from pathlib import Path
+
+import sqlalchemy
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+def _engine(url: str) -> sqlalchemy.Engine:
+    return sqlalchemy.create_engine(
+        sqlalchemy.make_url(url).set(drivername="postgresql+psycopg"), poolclass=sqlalchemy.NullPool
+    )
+
+
+def _configuration() -> Config:
+    configuration = Config()
+    configuration.set_main_option("script_location", str(_MIGRATIONS))
+    return configuration
+
+
+def newest_revision() -> str:
+    """The revision that this version of the project needs."""
+    head = ScriptDirectory.from_config(_configuration()).get_current_head()
+    assert head is not None
+    return head
+
+
+def current_revision(url: str) -> str | None:
+    """The revision that the database is at; None for an empty one."""
+    with _engine(url).connect() as connection:
+        return MigrationContext.configure(connection).get_current_revision()
+
+
+def migrate(url: str, revision: str = "head") -> str | None:
+    """Migrate the database as its owner; safe to call at every start and from several processes at once.
+
+    Args:
+        url: of the owner of the database.
+        revision: the revision to go forward to.
+
+    Returns:
+        The revision that the database was at before.
+    """
+    configuration = _configuration()
+    with _engine(url).connect() as connection:
+        # Two processes that start together must not both create the tables.
+        connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(hashtext('somabrain_migrate'))"))
+        connection.commit()
+        before = MigrationContext.configure(connection).get_current_revision()
+        connection.commit()
+        configuration.attributes["connection"] = connection
+        command.upgrade(configuration, revision)
+        connection.commit()
+    return before
