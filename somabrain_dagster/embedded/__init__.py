@@ -3,6 +3,7 @@
 from somabrain_dagster.embedded.errors import EmbeddedServerError
 from somabrain_dagster.embedded.postgres import (
     PostgresServer,
+    adopt_postgres,
     binaries_path,
     ensure_database,
     postgres_status,
@@ -15,6 +16,7 @@ __all__ = [
     "EmbeddedServerError",
     "PostgresServer",
     "ValkeyServer",
+    "adopt_postgres",
     "binaries_path",
     "ensure_database",
     "postgres_status",

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TypedDict
 from uuid import uuid4
 
+from somabrain_dagster.embedded.errors import EmbeddedServerError
+
 DEDICATED_USER = "somabrain-db"
 REACHABLE_BASE = Path("/var/lib/somabrain")
 """Where root keeps what the dedicated user must reach and cannot reach elsewhere."""
@@ -42,29 +44,43 @@ class Account:
 
     def passes(self, *condition: str) -> bool:
         """Ask the kernel, as this user, a condition of test(1), e.g. `("-x", directory)`."""
-        return subprocess.run(["test", *condition], cwd="/", **self.identity).returncode == 0
+        try:
+            return subprocess.run(["test", *condition], cwd="/", **self.identity).returncode == 0
+        except PermissionError as error:
+            raise EmbeddedServerError(
+                f"This process is root, and may not become user {self.uid}, whom a server could run as "
+                f"({error}). Run it as an ordinary user, or name the URL of a running server."
+            ) from error
 
     def own(self, path: Path) -> None:
         """Make the file or directory this user's."""
         if self.switch:
-            os.chown(path, self.uid, self.gid)
+            os.chown(path, self.uid, self.gid, follow_symlinks=False)
 
 
-def server_account(data: Path | None) -> Account:
-    """The user for a server with this data directory: its owner if root asks and it exists.
+def server_account(home: Path, data: Path) -> Account:
+    """The user for a server: this process's, or, where root asks, one that is not root.
 
-    Root without a data directory gets the dedicated user, which is created at the first time; where that
-    is impossible (no useradd), `nobody`.
+    That is the owner of the data, else of the home, as in a person's project, else the dedicated user.
     """
     if os.geteuid() != 0:
         return Account(os.geteuid(), os.getegid(), switch=False)
-    if data is not None and data.exists() and (owner := data.stat()).st_uid != 0:
+    if data.exists() and (owner := data.stat()).st_uid != 0:
         return Account(owner.st_uid, owner.st_gid, switch=True)
-    entry = _dedicated_user()
+    entry = _person(home.stat().st_uid) or _dedicated_user()
     return Account(entry.pw_uid, entry.pw_gid, switch=True)
 
 
+def _person(uid: int) -> pwd.struct_passwd | None:
+    """The entry of an ordinary user; PostgreSQL runs as nobody who has none."""
+    try:
+        return pwd.getpwuid(uid) if uid != 0 else None
+    except KeyError:
+        return None
+
+
 def _dedicated_user() -> pwd.struct_passwd:
+    """The dedicated user, created the first time; where that is impossible (no useradd), `nobody`."""
     try:
         return pwd.getpwnam(DEDICATED_USER)
     except KeyError:
@@ -88,8 +104,7 @@ def reachable_copy(name: str, sources: dict[str, Path]) -> Path:
     place = REACHABLE_BASE / name
     if place.exists():
         return place
-    make_reachable_base()
-    draft = REACHABLE_BASE / f".{name}-{uuid4().hex}"
+    draft = make_directory(REACHABLE_BASE, 0o755) / f".{name}-{uuid4().hex}"
     try:
         for place_inside, source in sources.items():
             target = draft / place_inside
@@ -113,8 +128,9 @@ def reachable_copy(name: str, sources: dict[str, Path]) -> Path:
     return place
 
 
-def make_reachable_base() -> None:
-    """Create `REACHABLE_BASE`, traversable by everybody whatever the umask."""
-    if not REACHABLE_BASE.exists():
-        REACHABLE_BASE.mkdir(parents=True, exist_ok=True)
-        REACHABLE_BASE.chmod(0o755)
+def make_directory(path: Path, mode: int) -> Path:
+    """Create a directory, and what it lies in, with this mode whatever the umask, unless it exists."""
+    if not path.exists():
+        path.mkdir(parents=True, exist_ok=True)
+        path.chmod(mode)
+    return path

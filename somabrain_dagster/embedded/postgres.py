@@ -7,23 +7,28 @@ durability for speed: fsync and synchronous_commit stay on.
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import quote
 from uuid import uuid4
 
 import msgspec
 import psycopg
 from psycopg import sql
 
-from somabrain_dagster.embedded.account import Account, reachable_copy, server_account
+from somabrain_dagster.embedded.account import Account, make_directory, reachable_copy, server_account
 from somabrain_dagster.embedded.errors import EmbeddedServerError, advice, explained, tail
 from somabrain_dagster.embedded.process import (
     LOOPBACK,
+    end,
     free_port,
     is_at_work,
     port_is_free,
@@ -45,9 +50,10 @@ from somabrain_dagster.embedded.state import (
 OWNER = "somabrain"
 """The role that owns the databases: neither a superuser nor exempt from row-level security."""
 SUPERUSER = "postgres"
+DRAFT = ".postgres-draft-"
 EXTENSIONS = ("vector", "pg_trgm")
 START_SECONDS = 120
-STOP_SECONDS = 60
+STOP_SECONDS = 60.0
 ORPHAN_SECONDS = 10.0
 """How long the children of a killed server get to notice and end."""
 PORT_ATTEMPTS = 3
@@ -97,11 +103,14 @@ class PostgresServer:
 
     def url(self, database: str) -> str:
         """The address of a database for the role that owns it."""
-        return f"postgresql://{self.user}:{self.password}@{self.host}:{self.port}/{database}"
+        return self._url(self.user, self.password, database)
 
     def admin_url(self, database: str = "postgres") -> str:
         """The address of a database for the superuser: for backups and extensions, not for everyday use."""
-        return f"postgresql://{SUPERUSER}:{self.admin_password}@{self.host}:{self.port}/{database}"
+        return self._url(SUPERUSER, self.admin_password, database)
+
+    def _url(self, user: str, password: str, database: str) -> str:
+        return f"postgresql://{user}:{password}@{self.host}:{self.port}/{quote(database, safe='')}"
 
 
 def binaries_path(binaries: Path | None = None) -> Path:
@@ -148,7 +157,7 @@ def start_postgres(home: Path, binaries: Path | None = None) -> PostgresServer:
             return server
 
 
-def stop_postgres(home: Path, binaries: Path | None = None) -> bool:
+def stop_postgres(home: Path) -> bool:
     """Stop the home's server, ending its sessions; return whether it ran.
 
     Raises:
@@ -162,14 +171,12 @@ def stop_postgres(home: Path, binaries: Path | None = None) -> bool:
             state = read_state(home, "postgres", PostgresState)
             if state is None or (pid := _running_pid(data := data_directory(home, state))) is None:
                 return False
-            account = server_account(data)
-            programs = _programs_for(account, binaries_path(binaries))
-            for mode in ["fast", "immediate"]:  # immediate: recovery at the next start, nothing lost
-                command = [str(programs / "pg_ctl"), "stop", "-s", "-w", "-D", str(data)]
-                _run([*command, "-m", mode, "-t", str(STOP_SECONDS)], account)
-                if not is_at_work(pid, data):
-                    return True
-            raise EmbeddedServerError(f"Postgres (process {pid}, data {data}) does not stop: end it by hand.")
+            # A fast shutdown; else an immediate one, with recovery at the next start and nothing lost.
+            if not end(pid, data, [signal.SIGINT, signal.SIGQUIT], STOP_SECONDS):
+                raise EmbeddedServerError(
+                    f"Postgres (process {pid}, data {data}) does not stop: end it by hand."
+                )
+            return True
 
 
 def postgres_status(home: Path) -> PostgresServer | None:
@@ -189,6 +196,41 @@ def postgres_status(home: Path) -> PostgresServer | None:
     except psycopg.OperationalError:
         return None
     return server
+
+
+def adopt_postgres(
+    home: Path, backup: Path, *, password: str, admin_password: str, binaries: Path | None = None
+) -> PostgresServer:
+    """Start a restored copy, in a home that has no Postgres yet, from what `pg_basebackup` wrote.
+
+    The backup is copied, and stays as it was verified.
+
+    Args:
+        home: the new home.
+        backup: a plain-format base backup.
+        password: of the owner role, at the time of the backup.
+        admin_password: of the superuser, at the time of the backup.
+        binaries: as for `start_postgres`.
+
+    Raises:
+        EmbeddedServerError: if the home has a Postgres, the backup is none, or the copy does not start.
+    """
+    if not (backup / "backup_label").is_file():
+        raise EmbeddedServerError(f"{backup} is no plain base backup: name a directory of pg_basebackup.")
+    with explained("restore Postgres", home):
+        home = make_home(home)
+        with locked(home, "postgres"):
+            state = _new_state(home, password, admin_password)
+            data = data_directory(home, state)
+            account = server_account(home, data)
+            with _drafted(data, account) as cluster:
+                shutil.copytree(backup, cluster, symlinks=True, dirs_exist_ok=True)
+                for path in [cluster, *cluster.rglob("*")]:
+                    account.own(path)
+                cluster.chmod(0o700)
+            # After the data: a start never takes a half-made copy for a home to be created.
+            write_state(home, "postgres", state)
+    return start_postgres(home, binaries)
 
 
 def ensure_database(server: PostgresServer, name: str) -> None:
@@ -212,42 +254,42 @@ def ensure_database(server: PostgresServer, name: str) -> None:
         raise EmbeddedServerError(f"Cannot set up the database {name!r}: {error}.{tail(log)}") from error
 
 
+def _new_state(home: Path, password: str, admin_password: str) -> PostgresState:
+    """The state of a home's first server, not written yet."""
+    place = choose_data(home, "postgres", server_account(home, home / "postgres"))
+    state = PostgresState(data=place, port=free_port(), password=password, admin_password=admin_password)
+    path, data = state_path(home, "postgres"), data_directory(home, state)
+    if path.exists():
+        raise EmbeddedServerError(f"{home} has a Postgres already ({path}): choose another home.")
+    if data.exists():
+        raise EmbeddedServerError(
+            f"{data} holds data, but {path} with its passwords is missing: put that file back, or move the "
+            "data away to begin anew."
+        )
+    return state
+
+
 def _prepared(home: Path, programs: Path) -> PostgresState:
     """The state of a data directory that exists: created now if need be."""
     state = read_state(home, "postgres", PostgresState)
     if state is None:
-        account = server_account(home / "postgres")
-        state = PostgresState(
-            data=choose_data(home, "postgres", account),
-            port=free_port(),
-            password=secrets.token_hex(24),
-            admin_password=secrets.token_hex(24),
-        )
-        if (data := data_directory(home, state)).exists():
-            raise EmbeddedServerError(
-                f"{data} holds data, but {state_path(home, 'postgres')} with its passwords is missing: "
-                "put that file back, or move the data away to begin anew."
-            )
+        state = _new_state(home, password=secrets.token_hex(24), admin_password=secrets.token_hex(24))
         # Before the data: whatever moment this process is killed at, existing data has its passwords.
         write_state(home, "postgres", state)
-    if not (data := data_directory(home, state)).exists():
-        _initialise(data, state.admin_password, programs)
+    data = data_directory(home, state)
+    for leftover in data.parent.glob(f"{DRAFT}*"):
+        # A killed process's. Its initdb may live on: what cannot be removed now is removed next time.
+        shutil.rmtree(leftover, ignore_errors=True)
+    if not data.exists():
+        _initialise(data, server_account(home, data), state.admin_password, programs)
     return state
 
 
-def _initialise(data: Path, admin_password: str, programs: Path) -> None:
-    """Create the data directory, whole or not at all: beside its place, then renamed."""
-    for leftover in data.parent.glob(".initdb-*"):
-        # Its initdb may still be running, orphaned: what cannot be removed now is removed next time.
-        shutil.rmtree(leftover, ignore_errors=True)
-    account = server_account(None)
+def _initialise(data: Path, account: Account, admin_password: str, programs: Path) -> None:
+    """Create the data directory, whole or not at all."""
     programs = _programs_for(account, programs)
-    draft = data.with_name(f".initdb-{uuid4().hex}")
-    draft.mkdir(mode=0o711)
-    try:
-        cluster, password_file = draft / "data", draft / "password"
-        cluster.mkdir(mode=0o700)
-        account.own(cluster)
+    with _drafted(data, account) as cluster:
+        password_file = cluster.with_name("password")
         write_private(password_file, admin_password.encode(), account.uid, account.gid)
         command = [str(programs / "initdb"), "-D", str(cluster), "-U", SUPERUSER, "--pwfile"]
         command += [str(password_file), "--auth=scram-sha-256", "--encoding=UTF8"]
@@ -258,8 +300,16 @@ def _initialise(data: Path, admin_password: str, programs: Path) -> None:
         if result.returncode != 0:
             output = result.stdout.strip()
             raise EmbeddedServerError(f"initdb could not create {data}.{advice(output)}\n{output}")
-        with (cluster / "postgresql.conf").open("a") as file:
-            file.write("\ninclude 'somabrain.conf'\n")
+
+
+@contextmanager
+def _drafted(data: Path, account: Account) -> Iterator[Path]:
+    """An empty directory beside `data`, in one of its own, that becomes `data` if the block succeeds."""
+    draft = make_directory(data.with_name(f"{DRAFT}{uuid4().hex}"), 0o711)
+    try:
+        cluster = make_directory(draft / "data", 0o700)
+        account.own(cluster)
+        yield cluster
         cluster.rename(data)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -267,6 +317,8 @@ def _initialise(data: Path, admin_password: str, programs: Path) -> None:
 
 def _character_type() -> str:
     """A locale of this machine that knows the letters of Unicode, for pg_trgm and text search."""
+    if shutil.which("locale") is None:
+        return "C"
     listing = subprocess.run(["locale", "-a"], capture_output=True, text=True, errors="replace").stdout
     known = {name.lower().replace("-", ""): name for name in listing.split()}
     return known.get("c.utf8") or known.get("en_us.utf8") or "C"
@@ -356,6 +408,11 @@ def _attached(home: Path, state: PostgresState) -> PostgresServer | None:
         try:
             _select_one(server)
         except psycopg.OperationalError as error:
+            if "password authentication failed" in str(error):
+                raise EmbeddedServerError(
+                    f"Postgres in {data} does not accept the password in {state_path(home, 'postgres')}: "
+                    "put back the file that belongs to it."
+                ) from error
             if time.monotonic() > deadline:
                 raise EmbeddedServerError(
                     f"Postgres (process {pid}, data {data}) runs but has not answered for {START_SECONDS} s: "
@@ -369,7 +426,7 @@ def _attached(home: Path, state: PostgresState) -> PostgresServer | None:
 
 def _started(home: Path, state: PostgresState, programs: Path) -> PostgresServer:
     data = data_directory(home, state)
-    account = server_account(data)
+    account = server_account(home, data)
     programs = _programs_for(account, programs)
     if left := wait_until_gone("postgres", data, ORPHAN_SECONDS):
         raise EmbeddedServerError(
@@ -383,7 +440,7 @@ def _started(home: Path, state: PostgresState, programs: Path) -> PostgresServer
             write_state(home, "postgres", state)
         _write_settings(data, state.port, account)
         with opened_log(home, "postgres", account) as (log, file):
-            result = subprocess.run(
+            subprocess.run(
                 [str(programs / "pg_ctl"), "start", "-s", "-w", "-t", str(START_SECONDS), "-D", str(data)],
                 cwd="/",
                 env=_environment(),
@@ -393,12 +450,12 @@ def _started(home: Path, state: PostgresState, programs: Path) -> PostgresServer
                 start_new_session=True,
                 **account.identity,
             )
-        if result.returncode == 0 and (server := _attached(home, state)) is not None:
+        if (server := _attached(home, state)) is not None:
             return server
         if port_is_free(state.port):
             break  # the port was not what failed
-    end = tail(log)
-    raise EmbeddedServerError(f"Postgres does not start in {data}.{advice(end)}{end}")
+    ending = tail(log)
+    raise EmbeddedServerError(f"Postgres does not start in {data}.{advice(ending)}{ending}")
 
 
 def _write_settings(data: Path, port: int, account: Account) -> None:
@@ -406,8 +463,8 @@ def _write_settings(data: Path, port: int, account: Account) -> None:
     if sys.platform == "darwin":
         settings["wal_sync_method"] = "fsync_writethrough"  # there, fsync stops at the disk's cache
     lines = [f"{name} = '{value}'" for name, value in settings.items()]
-    text = "# Written at every start; ALTER SYSTEM overrides it.\n" + "\n".join(lines) + "\n"
-    write_private(data / "somabrain.conf", text.encode(), account.uid, account.gid)
+    text = "# Written at every start; change a setting by ALTER SYSTEM.\n" + "\n".join(lines) + "\n"
+    write_private(data / "postgresql.conf", text.encode(), account.uid, account.gid)
 
 
 def _ensure_owner(server: PostgresServer) -> None:

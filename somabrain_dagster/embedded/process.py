@@ -1,7 +1,10 @@
 """Processes and ports of this machine, as the embedded servers need to know them."""
 
+import os
+import signal
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
@@ -49,6 +52,21 @@ def wait_until_gone(program: str, directory: Path, seconds: float) -> list[int]:
     while (left := pids_at_work(program, directory)) and time.monotonic() < deadline:
         time.sleep(0.05)
     return left
+
+
+def end(pid: int, directory: Path, signals: Sequence[signal.Signals], seconds: float) -> bool:
+    """Send one signal after another, each with its time to act, until the process has ended."""
+    for each in signals:
+        try:
+            os.kill(pid, each)
+        except ProcessLookupError:
+            return True
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if not is_at_work(pid, directory):
+                return True
+            time.sleep(0.02)
+    return False
 
 
 def port_is_free(port: int) -> bool:

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import msgspec
 
-from somabrain_dagster.embedded.account import REACHABLE_BASE, Account, make_reachable_base
+from somabrain_dagster.embedded.account import REACHABLE_BASE, Account, make_directory
 from somabrain_dagster.embedded.errors import EmbeddedServerError
 
 LOCK_SECONDS = 180.0
@@ -38,10 +38,10 @@ S = TypeVar("S", bound=State)
 def make_home(home: Path) -> Path:
     """Create the home and its logs directory; return the home, absolute and resolved."""
     home = home.expanduser().resolve()
-    # Traversable, not readable, for root's unprivileged servers; what is inside guards itself.
     for directory in [home, home / "logs"]:
         if not directory.exists():
-            directory.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
+            # Traversable by root's unprivileged servers; what is inside guards itself.
+            make_directory(directory, 0o711 if os.geteuid() == 0 else 0o700)
             if os.geteuid() == 0:  # root in a person's project leaves that person's files, not root's
                 owner = directory.parent.stat()
                 os.chown(directory, owner.st_uid, owner.st_gid)
@@ -86,6 +86,11 @@ def write_private(path: Path, content: bytes, uid: int, gid: int) -> None:
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)  # the new name, too, survives a loss of power
+        finally:
+            os.close(directory)
     finally:
         draft.unlink(missing_ok=True)
 
@@ -103,9 +108,8 @@ def choose_data(home: Path, server: str, account: Account) -> str:
     if account.passes("-x", str(home)):
         return server
     digest = hashlib.sha256(os.fsencode(home)).hexdigest()[:16]
-    make_reachable_base()
-    (REACHABLE_BASE / digest).mkdir(mode=0o711, exist_ok=True)
-    return str(REACHABLE_BASE / digest / server)
+    make_directory(REACHABLE_BASE, 0o755)
+    return str(make_directory(REACHABLE_BASE / digest, 0o711) / server)
 
 
 def data_directory(home: Path, state: State) -> Path:

@@ -4,7 +4,6 @@ Every write goes to an append-only file that is synced each second. The server o
 started it, and the next process attaches to it.
 """
 
-import os
 import secrets
 import signal
 import subprocess
@@ -16,11 +15,14 @@ from pathlib import Path
 
 import msgspec
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
-from somabrain_dagster.embedded.account import Account, reachable_copy, server_account
+from somabrain_dagster.embedded.account import Account, make_directory, reachable_copy, server_account
 from somabrain_dagster.embedded.errors import EmbeddedServerError, advice, explained, tail
 from somabrain_dagster.embedded.process import (
     LOOPBACK,
+    end,
     free_port,
     is_at_work,
     port_is_free,
@@ -34,6 +36,7 @@ from somabrain_dagster.embedded.state import (
     make_home,
     opened_log,
     read_state,
+    state_path,
     write_private,
     write_state,
 )
@@ -137,17 +140,11 @@ def stop_valkey(home: Path) -> bool:
             state = read_state(home, "valkey", State)
             if state is None or (pid := _running_pid(data := data_directory(home, state))) is None:
                 return False
-            for signal_number in [signal.SIGTERM, signal.SIGKILL]:
-                try:
-                    os.kill(pid, signal_number)
-                except ProcessLookupError:
-                    return True
-                deadline = time.monotonic() + STOP_SECONDS
-                while time.monotonic() < deadline:
-                    if not is_at_work(pid, data):
-                        return True
-                    time.sleep(0.02)
-            raise EmbeddedServerError(f"Valkey (process {pid}, data {data}) does not stop: end it by hand.")
+            if not end(pid, data, [signal.SIGTERM, signal.SIGKILL], STOP_SECONDS):
+                raise EmbeddedServerError(
+                    f"Valkey (process {pid}, data {data}) does not stop: end it by hand."
+                )
+            return True
 
 
 def valkey_status(home: Path) -> ValkeyServer | None:
@@ -173,16 +170,14 @@ def _prepared(home: Path) -> State:
     """The state of a data directory that exists: created now if need be."""
     state = read_state(home, "valkey", State)
     if state is None:
-        account = server_account(home / "valkey")
+        account = server_account(home, home / "valkey")
         state = State(
             data=choose_data(home, "valkey", account), port=free_port(), password=secrets.token_hex(24)
         )
         write_state(home, "valkey", state)
     data = data_directory(home, state)
     if not data.exists():
-        account = server_account(None)
-        data.mkdir(mode=0o700)
-        account.own(data)
+        server_account(home, data).own(make_directory(data, 0o700))
     return state
 
 
@@ -204,7 +199,10 @@ def _running_pid(data: Path) -> int | None:
 
 def _check(server: ValkeyServer) -> None:
     """Raise a `redis.RedisError` unless that very process answers, to the password, with its data loaded."""
-    with redis.Redis.from_url(server.url, socket_timeout=5, socket_connect_timeout=5) as client:
+    at_once = Retry(NoBackoff(), retries=0)
+    with redis.Redis.from_url(
+        server.url, socket_timeout=5, socket_connect_timeout=5, retry=at_once
+    ) as client:
         client.ping()
 
 
@@ -216,6 +214,11 @@ def _attached(home: Path, state: State) -> ValkeyServer | None:
         server = _described(home, state, pid)
         try:
             _check(server)
+        except redis.AuthenticationError as error:
+            raise EmbeddedServerError(
+                f"Valkey in {data} does not accept the password in {state_path(home, 'valkey')}: "
+                "put back the file that belongs to it."
+            ) from error
         except redis.RedisError as error:
             if time.monotonic() > deadline:
                 log = home / "logs" / "valkey.log"
@@ -231,7 +234,7 @@ def _attached(home: Path, state: State) -> ValkeyServer | None:
 
 def _started(home: Path, state: State, program: Path) -> ValkeyServer:
     data = data_directory(home, state)
-    account = server_account(data)
+    account = server_account(home, data)
     program = _program_for(account, program)
     if left := wait_until_gone(program.name, data, ORPHAN_SECONDS):
         raise EmbeddedServerError(
@@ -244,33 +247,27 @@ def _started(home: Path, state: State, program: Path) -> ValkeyServer:
             write_state(home, "valkey", state)
         _write_settings(data, state, account)
         with opened_log(home, "valkey", account) as (log, file):
-            # The shell leaves the server to init and ends. The server works in its data directory.
-            subprocess.run(
-                ["/bin/sh", "-c", '"$0" valkey.conf </dev/null & echo $! >launched.pid', str(program)],
+            # The shell leaves the server to init, says its pid and ends; the pipe is the shell's alone.
+            shell = subprocess.run(
+                ["/bin/sh", "-c", '"$0" valkey.conf </dev/null >&2 & echo $!', str(program)],
                 cwd=data,
                 env={"LC_ALL": "C"},
                 stdin=subprocess.DEVNULL,
-                stdout=file,
+                stdout=subprocess.PIPE,
                 stderr=file,
                 start_new_session=True,
                 check=True,
                 **account.identity,
             )
-        if (server := _attached_after_launch(home, state)) is not None:
-            return server
+        launched, deadline = int(shell.stdout), time.monotonic() + START_SECONDS
+        while is_at_work(launched, data) and time.monotonic() < deadline:
+            if (server := _attached(home, state)) is not None:
+                return server
+            time.sleep(0.01)
         if port_is_free(state.port):
             break  # the port was not what failed
-    end = tail(log)
-    raise EmbeddedServerError(f"Valkey does not start in {data}.{advice(end)}{end}")
-
-
-def _attached_after_launch(home: Path, state: State) -> ValkeyServer | None:
-    """Wait for the launched process to write its pid file and answer; None if it ends."""
-    data = data_directory(home, state)
-    launched = int((data / "launched.pid").read_text())
-    while (server := _attached(home, state)) is None and is_at_work(launched, data):
-        time.sleep(0.01)
-    return server
+    ending = tail(log)
+    raise EmbeddedServerError(f"Valkey does not start in {data}.{advice(ending)}{ending}")
 
 
 def _program_for(account: Account, program: Path) -> Path:
