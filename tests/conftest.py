@@ -4,18 +4,25 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
+import psycopg
 import pytest
+from psycopg import sql
 
 from somabrain_dagster.embedded import (
     PostgresServer,
     ValkeyServer,
+    ensure_database,
     start_postgres,
     start_valkey,
     stop_postgres,
     stop_valkey,
 )
+from somabrain_dagster.store.database import Database
+from somabrain_dagster.store.schema import migrate
 
 
 @pytest.fixture(scope="session")
@@ -45,3 +52,62 @@ def postgres(server_home: Path) -> Iterator[PostgresServer]:
 def valkey(server_home: Path) -> Iterator[ValkeyServer]:
     yield start_valkey(server_home)
     stop_valkey(server_home)
+
+
+@contextmanager
+def new_database(postgres: PostgresServer, template: str) -> Iterator[str]:
+    """A database of its own, as the template is; its name is unique, and it is dropped at the end."""
+    name = f"test_{uuid4().hex}"
+    with psycopg.connect(postgres.admin_url(), autocommit=True) as admin:
+        admin.execute(
+            sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE {}").format(
+                sql.Identifier(name), sql.Identifier(postgres.user), sql.Identifier(template)
+            )
+        )
+        try:
+            yield name
+        finally:
+            admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture(scope="session")
+def empty_template(postgres: PostgresServer) -> str:
+    """The name of a database with its extensions and nothing else; connect to copies of it only."""
+    ensure_database(postgres, "template_empty")
+    return "template_empty"
+
+
+@pytest.fixture(scope="session")
+def migrated_template(postgres: PostgresServer) -> str:
+    """The name of a database at the newest revision, without rows; connect to copies of it only."""
+    ensure_database(postgres, "template_migrated")
+    migrate(postgres.url("template_migrated"))
+    return "template_migrated"
+
+
+@pytest.fixture
+def empty_url(postgres: PostgresServer, empty_template: str) -> Iterator[str]:
+    """The owner's URL of a database before any migration."""
+    with new_database(postgres, empty_template) as name:
+        yield postgres.url(name)
+
+
+@pytest.fixture
+def owner_url(postgres: PostgresServer, migrated_template: str) -> Iterator[str]:
+    """The owner's URL of the test's own database, at the newest revision."""
+    with new_database(postgres, migrated_template) as name:
+        yield postgres.url(name)
+
+
+@pytest.fixture
+def database(owner_url: str) -> Iterator[Database]:
+    """The test's own database, at the newest revision and without rows."""
+    with Database(owner_url) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def shared_database(postgres: PostgresServer, migrated_template: str) -> Iterator[Database]:
+    """One database for tests that touch only tenants of their own: a copy for each takes half a second."""
+    with new_database(postgres, migrated_template) as name, Database(postgres.url(name)) as opened:
+        yield opened
