@@ -46,7 +46,7 @@ def scalar_shifts(
         (N, K), nano-units, each within ±(high − low).
 
     Raises:
-        ValueError: a signal is not finite.
+        ValueError: a signal or a rate is not finite.
     """
     rewards = np.asarray(reward, dtype=np.float64)
     signals = np.empty((len(rewards), len(WEIGHTS)))
@@ -70,7 +70,7 @@ def credit_shifts(
         (N, K), nano-units, each within ±(high − low).
 
     Raises:
-        ValueError: a signal is not finite.
+        ValueError: a signal or a rate is not finite.
     """
     rewards = np.asarray(reward, dtype=np.float64)
     all_signals = np.empty((len(rewards), len(WEIGHTS)))
@@ -145,10 +145,11 @@ def _shifts(configuration: LearningConfiguration, gains: Floats, signals: Floats
 
     A shift beyond ±(high − low) is clipped to it: from anywhere inside the bounds both reach the same bound.
     """
-    if not np.isfinite(signals).all():
-        raise ValueError("a signal must be finite")
     rates = np.asarray(rate, dtype=np.float64)
-    rounded = np.rint((rates[:, None] * gains) * signals * NANO)
+    if not (np.isfinite(signals).all() and np.isfinite(rates).all()):
+        raise ValueError("signals and learning rates must be finite")
+    with np.errstate(over="ignore"):  # too large for a float is too large for the bounds: clipped below
+        rounded = np.rint((rates[:, None] * gains) * signals * NANO)
     span = configuration.high_nanos - configuration.low_nanos
     clipped: Nanos = np.clip(np.clip(rounded, -SATURATION, SATURATION).astype(np.int64), -span, span)
     return clipped

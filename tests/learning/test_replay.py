@@ -1,0 +1,118 @@
+"""Replay finds a sound log sound, and every gap and every altered row."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from somabrain_dagster.learning.replay import Log, replay
+from somabrain_dagster.learning.shifts import SATURATION, Shifts, scan_segments
+
+pytestmark = pytest.mark.learning
+
+K = 3
+
+
+def generated_log(lengths: list[int], seed: int) -> Log:
+    """A log of random clipped shifts, each tenant's beginning with a constant."""
+    random = np.random.default_rng(seed)
+    rows = sum(lengths)
+    counts = np.array(lengths)
+    first = np.cumsum(counts) - counts
+    low, high = np.sort(random.integers(-9, 10, (2, rows, K)), axis=0)
+    high[first] = low[first]
+    shifts = Shifts(random.integers(-5, 6, (rows, K)), low, high)
+    after = scan_segments(shifts, counts, np.zeros((len(lengths), K), dtype=np.int64))
+    versions = np.concatenate([np.arange(length) for length in lengths])
+    return Log(counts, versions, shifts, after)
+
+
+logs = st.builds(
+    generated_log, st.lists(st.integers(1, 12), min_size=1, max_size=5), st.integers(0, 2**32 - 1)
+)
+
+
+def test_a_log_by_hand() -> None:
+    """Start 5; +3 within [0, 7] is 7; −1 is 6; rolled back to 5."""
+    log = Log(
+        lengths=np.array([4]),
+        versions=np.arange(4),
+        shifts=Shifts(*np.array([[0, 3, -1, 0], [5, 0, 0, 5], [5, 7, 7, 5]])[:, :, None]),
+        after=np.array([[5], [7], [6], [5]]),
+    )
+    replayed = replay(log)
+    assert replayed.sound
+    assert replayed.weights.tolist() == [[5]]
+
+
+@given(logs)
+def test_a_sound_log_folds_to_its_last_weights(log: Log) -> None:
+    replayed = replay(log)
+    assert replayed.sound
+    assert replayed.weights.tolist() == log.after[np.cumsum(log.lengths) - 1].tolist()
+
+
+@given(logs, st.data())
+def test_any_altered_weight_is_found_at_its_row(log: Log, data: st.DataObject) -> None:
+    row = data.draw(st.integers(0, len(log.after) - 1))
+    weight = data.draw(st.integers(0, K - 1))
+    after = log.after.copy()
+    after[row, weight] += data.draw(st.sampled_from([-(10**12), -1, 1, 10**12]))
+    replayed = replay(replace(log, after=after))
+    assert replayed.wrong[0] == row
+    assert len(replayed.gaps) == 0
+
+
+@given(logs, st.data())
+def test_a_missing_version_is_found_where_it_is_due(log: Log, data: st.DataObject) -> None:
+    tenant = data.draw(st.integers(0, len(log.lengths) - 1))
+    first = int(log.lengths[:tenant].sum())
+    lost = data.draw(st.integers(0, int(log.lengths[tenant]) - 1))
+    versions = log.versions.copy()
+    versions[first + lost : first + log.lengths[tenant]] += 1
+    replayed = replay(replace(log, versions=versions))
+    assert replayed.gaps.tolist() == [first + lost]
+
+
+def test_the_first_gap_of_each_tenant_is_reported() -> None:
+    log = generated_log([4, 3, 4], seed=1)
+    versions = np.array([0, 1, 3, 4, 0, 1, 2, 1, 2, 3, 4])
+    assert replay(replace(log, versions=versions)).gaps.tolist() == [2, 7]
+
+
+def test_a_version_given_twice_is_a_gap() -> None:
+    log = generated_log([4], seed=1)
+    assert replay(replace(log, versions=np.array([0, 1, 1, 2]))).gaps.tolist() == [2]
+
+
+def test_a_log_must_begin_with_a_constant() -> None:
+    log = generated_log([3, 3], seed=2)
+    log.shifts.high[3] += 1
+    assert 3 in replay(log).wrong
+
+
+def test_reversed_bounds_are_wrong() -> None:
+    log = generated_log([3], seed=3)
+    log.shifts.low[2], log.shifts.high[2] = 5, 4
+    assert replay(log).wrong.tolist() == [2]
+
+
+@pytest.mark.parametrize("shift", [SATURATION + 1, -SATURATION - 1, 2**63 - 1, -(2**63)])
+def test_a_shift_that_no_change_can_have_is_wrong(shift: int) -> None:
+    log = generated_log([3], seed=4)
+    log.shifts.shift[0] = shift
+    assert 0 in replay(log).wrong
+
+
+def test_a_tenant_without_version_0_is_refused() -> None:
+    log = generated_log([3], seed=5)
+    with pytest.raises(ValueError, match="begin with version 0"):
+        replay(replace(log, lengths=np.array([3, 0])))
+
+
+def test_arrays_that_do_not_fit_are_refused() -> None:
+    log = generated_log([3], seed=6)
+    with pytest.raises(ValueError, match="one row for each change"):
+        replay(replace(log, versions=np.arange(2)))
