@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
-from psycopg import IsolationLevel
+from psycopg import IsolationLevel, sql
 from psycopg_pool import ConnectionPool
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -83,3 +84,27 @@ class Database:
         """One transaction as the owner of the tables, for maintenance."""
         with self._pool.connection() as connection:
             yield connection
+
+
+def server_version(url: str) -> str | None:
+    """The version of the server, or None if it cannot be reached."""
+    try:
+        with psycopg.connect(url, connect_timeout=5) as connection:
+            return connection.info.parameter_status("server_version")
+    except psycopg.OperationalError:
+        return None
+
+
+def ensure_sibling_database(url: str, suffix: str) -> str:
+    """Create, unless it is there, a database named like the URL's with a suffix, and return its URL.
+
+    Raises:
+        psycopg.errors.InsufficientPrivilege: the role may not create databases.
+    """
+    parts = urlsplit(url)
+    name = parts.path.removeprefix("/") + suffix
+    with psycopg.connect(url, autocommit=True) as connection:
+        known = connection.execute("SELECT FROM pg_database WHERE datname = %s", (name,)).rowcount
+        if not known:
+            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    return urlunsplit(parts._replace(path=f"/{name}"))

@@ -29,7 +29,7 @@ from somabrain_dagster.store.adaptation import (
 )
 from somabrain_dagster.store.canonical import digest
 from somabrain_dagster.store.database import Connection, Database
-from somabrain_dagster.store.feedback_contract import Feedback
+from somabrain_dagster.store.feedback_contract import Feedback, Helpful
 from somabrain_dagster.store.weight_log import WeightChange, as_recordset, chained, insert_changes
 
 
@@ -415,29 +415,33 @@ def experience_of(
     """The numbers of events, each beside the recall that it speaks of."""
     named = np.array([event.helpful is not None for event in events], dtype=np.bool_)
     signals = np.zeros((len(events), len(FEATURES)))
-    credited = [
-        (event.helpful, recall)
-        for event, recall in zip(events, recalls, strict=True)
-        if event.helpful is not None and recall is not None
-    ]
-    if credited:
-        signals[named] = credit_signals(
-            np.concatenate(
-                [
-                    recall.features[[recall.position[h.memory] for h in helpful]]
-                    for helpful, recall in credited
-                ]
-            ),
-            np.array([entry.credit for helpful, _ in credited for entry in helpful]),
-            np.array([recall.expected for _, recall in credited]),
-            [len(helpful) for helpful, _ in credited],
-        )
+    signals[named] = credited_signals(
+        [
+            (event.helpful, recall)
+            for event, recall in zip(events, recalls, strict=True)
+            if event.helpful is not None and recall is not None
+        ]
+    )
     return Experience(
         lengths=np.array(lengths, dtype=np.intp),
         utility=np.array([event.utility for event in events], dtype=np.float64),
         reward=np.array([event.effective_reward for event in events], dtype=np.float64),
         named=named,
         signals=signals,
+    )
+
+
+def credited_signals(credited: Sequence[tuple[Sequence[Helpful], LoggedRecall]]) -> Floats:
+    """The credit of each feature, (n, F), for n events that name memories of their recalls."""
+    if not credited:
+        return np.zeros((0, len(FEATURES)))
+    return credit_signals(
+        np.concatenate(
+            [r.features[[r.position[entry.memory] for entry in helpful]] for helpful, r in credited]
+        ),
+        np.array([entry.credit for helpful, _ in credited for entry in helpful]),
+        np.array([recall.expected for _, recall in credited]),
+        [len(helpful) for helpful, _ in credited],
     )
 
 

@@ -1,0 +1,77 @@
+"""Every knob, from `SOMABRAIN_*` environment variables.
+
+`SOMABRAIN_LEARNING` takes JSON in the shape of the learning configuration, only entries that differ, as in
+`{"high": {"alpha": 2.0}, "guard": {"standard_errors": 5}}`; a tenant's own overrides have the same shape.
+"""
+
+import hashlib
+import json
+from datetime import date
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from somabrain_dagster.learning.configuration import LearningConfiguration
+
+_PLACES = {"home", "database_url", "redis_url", "dagster_database_url", "postgres_binaries", "valkey_binary"}
+"""Where things are, as opposed to what is done: not part of the digest."""
+
+
+class Settings(BaseSettings):
+    """The settings of one process, read once.
+
+    Attributes:
+        home: where embedded servers, Dagster's files and artifacts live.
+        database_url: the brain's Postgres, as the owner of its database; unset starts the embedded one.
+        redis_url: a Redis-protocol server; unset starts the embedded Valkey.
+        dagster_database_url: where Dagster keeps its runs; unset is a database of its own beside the brain's.
+        postgres_binaries, valkey_binary: other programs for the embedded servers than the bundled ones.
+        learning: entries of the learning configuration that differ from the defaults.
+        learning_rate_dynamic: whether dopamine scales the learning rate.
+        learning_loop_enabled: whether training corpora may be built at all.
+        autopilot: whether sensors may change anything.
+        sensor_interval_seconds: how often sensors look.
+        first_day: the first day that an event may be about; days before it are not aggregated.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="SOMABRAIN_", frozen=True, extra="ignore")
+
+    home: Path = Path(".somabrain")
+    database_url: SecretStr | None = None
+    redis_url: SecretStr | None = None
+    dagster_database_url: SecretStr | None = None
+    postgres_binaries: Path | None = None
+    valkey_binary: Path | None = None
+    learning: dict[str, Any] = Field(default_factory=dict)
+    learning_rate_dynamic: bool = False
+    learning_loop_enabled: bool = False
+    autopilot: bool = False
+    sensor_interval_seconds: int = Field(default=300, ge=1)
+    first_day: date = date(2018, 1, 1)
+
+    @field_validator("home")
+    @classmethod
+    def _absolute(cls, home: Path) -> Path:
+        return home.expanduser().absolute()
+
+    @field_validator("learning")
+    @classmethod
+    def _possible(cls, learning: dict[str, Any]) -> dict[str, Any]:
+        LearningConfiguration().overridden(learning)
+        return learning
+
+    @cached_property
+    def learning_configuration(self) -> LearningConfiguration:
+        """The global learning configuration."""
+        switched = {"dynamic_learning_rate": self.learning_rate_dynamic}
+        return LearningConfiguration().overridden(switched | self.learning)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256, in hexadecimal, of every knob that decides what is done; addresses left out."""
+        knobs = self.model_dump(mode="json", exclude=_PLACES | {"learning"})
+        knobs["learning"] = self.learning_configuration.digest
+        return hashlib.sha256(json.dumps(knobs, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,0 +1,68 @@
+"""Read a query of fixed-size columns straight into a numpy array, by Postgres' binary COPY."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from psycopg import sql
+
+from somabrain_dagster.store.database import Connection
+
+Kind = Literal["int2", "int4", "int8", "float8", "bool", "digest"] | int
+"""The type of a column; a number n stands for a bigint[] of n elements."""
+
+_SIGNATURE = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
+_SCALARS = {"int2": ">i2", "int4": ">i4", "int8": ">i8", "float8": ">f8", "bool": "?", "digest": "V32"}
+_ARRAY_HEADER = np.dtype([("shape", "V20")])
+_ELEMENT = np.dtype([("size", ">i4"), ("value", ">i8")])
+
+
+def read_columns(
+    connection: Connection, query: sql.Composable, columns: Mapping[str, Kind]
+) -> dict[str, NDArray[Any]]:
+    """Run a query whose rows all have the same size and return its columns.
+
+    Args:
+        connection: an open transaction.
+        query: a SELECT without nulls, its columns in the order of `columns`.
+        columns: the type of each: a scalar, or the length n of a bigint[].
+
+    Returns:
+        For each column an array (N,), or (N, n) for a bigint[], in the machine's byte order; a digest is V32.
+
+    Raises:
+        ValueError: a row is of another size: a column is null or of another type or length.
+    """
+    fields: list[Any] = [("fields", ">i2")]
+    sizes = {}
+    for name, kind in columns.items():
+        if isinstance(kind, int):
+            size = _ARRAY_HEADER.itemsize + kind * _ELEMENT.itemsize
+            fields += [(f"{name}:size", ">i4"), (f"{name}:shape", "V20"), (name, _ELEMENT, (kind,))]
+        else:
+            size = np.dtype(_SCALARS[kind]).itemsize
+            fields += [(f"{name}:size", ">i4"), (name, _SCALARS[kind])]
+        sizes[name] = size
+    row = np.dtype(fields)
+
+    statement = sql.SQL("COPY ({}) TO STDOUT (FORMAT binary)").format(query)
+    with connection.cursor().copy(statement) as copy:
+        data = b"".join(copy)
+    body = memoryview(data)[len(_SIGNATURE) : -2]
+    if len(body) % row.itemsize:
+        raise ValueError(
+            f"the rows are not all of {row.itemsize} bytes: a column is null or of another length"
+        )
+    rows = np.frombuffer(body, dtype=row)
+    for name, size in sizes.items():
+        if (rows[f"{name}:size"] != size).any():
+            raise ValueError(f"column {name} is not of {size} bytes in every row")
+    return {
+        name: _native(rows[name]["value"] if isinstance(kind, int) else rows[name])
+        for name, kind in columns.items()
+    }
+
+
+def _native(values: NDArray[Any]) -> NDArray[Any]:
+    return np.ascontiguousarray(values.astype(values.dtype.newbyteorder("="), copy=False))

@@ -1,0 +1,105 @@
+"""The Redis snapshot of each tenant's adaptation state: a cache of Postgres that can always be rebuilt."""
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+import redis
+
+from somabrain_dagster.learning.weights import by_name
+from somabrain_dagster.store.adaptation import AdaptationState
+
+_log = logging.getLogger(__name__)
+
+# Two processes that land for one tenant publish in either order: the newer version must stay.
+_WRITE_IF_NEWER = """
+local held = redis.call('HGET', KEYS[1], 'version')
+if held and tonumber(held) >= tonumber(ARGV[1]) then return 0 end
+redis.call('HSET', KEYS[1], 'version', ARGV[1], 'state', ARGV[2])
+return 1
+"""
+
+
+def snapshot_key(tenant_id: str) -> str:
+    """Where a tenant's snapshot is; the braces keep a tenant's keys on one node of a Redis cluster."""
+    return f"somabrain:{{{tenant_id}}}:adaptation"
+
+
+def snapshot_of(state: AdaptationState) -> dict[str, Any]:
+    """A state as it is published: weights in units by name, and exactly in nano-units."""
+    return {
+        "tenant_id": state.tenant_id,
+        "version": state.version,
+        "weights": by_name(state.weights),
+        "nanos": state.weights.tolist(),
+        "neuromodulators": vars(state.levels),
+        "reward_mean": state.rewards.mean,
+        "reward_variance": state.rewards.variance,
+        "feedback_seq": state.feedback_seq,
+        "configuration": state.configuration.hex(),
+        "hash": state.hash.hex(),
+        "updated_at": state.updated_at,
+    }
+
+
+class SnapshotCache:
+    """Snapshots in a Redis-protocol server."""
+
+    def __init__(self, url: str) -> None:
+        self._redis = redis.Redis.from_url(url, decode_responses=False)
+        self._write_if_newer = self._redis.register_script(_WRITE_IF_NEWER)
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._redis.close()
+
+    def publish(self, states: Iterable[AdaptationState]) -> bool:
+        """Publish states, each only if it is newer than what is there.
+
+        A cache that cannot be reached is no reason to refuse what is already committed: it is logged, and
+        `rebuild` makes up for it.
+
+        Returns:
+            Whether the cache took them.
+        """
+        try:
+            with self._redis.pipeline(transaction=False) as pipeline:
+                for state in states:
+                    self._write_if_newer(
+                        keys=[snapshot_key(state.tenant_id)],
+                        args=[state.version, msgspec.json.encode(snapshot_of(state))],
+                        client=pipeline,
+                    )
+                pipeline.execute()
+        except redis.RedisError as error:
+            _log.warning("adaptation snapshots not published, rebuild the cache later: %s", error)
+            return False
+        return True
+
+    def rebuild(self, states: Iterable[AdaptationState]) -> int:
+        """Write states as Postgres has them, whatever is there, and return how many.
+
+        Raises:
+            redis.RedisError: the cache cannot be reached.
+        """
+        written = 0
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for state in states:
+                fields: dict[Any, Any] = {
+                    "version": state.version,
+                    "state": msgspec.json.encode(snapshot_of(state)),
+                }
+                pipeline.hset(snapshot_key(state.tenant_id), mapping=fields)
+                written += 1
+            pipeline.execute()
+        return written
+
+    def read(self, tenant_id: str) -> dict[str, Any] | None:
+        """A tenant's snapshot, or None where there is none.
+
+        Raises:
+            redis.RedisError: the cache cannot be reached.
+        """
+        state = self._redis.hget(snapshot_key(tenant_id), "state")
+        return None if state is None else msgspec.json.decode(state)

@@ -1,0 +1,554 @@
+"""Two proofs about a tenant's weights, and the chain that holds the log together.
+
+Replay: the fold of the stored shifts equals the live state. Rederivation: each stored shift is what the
+rule makes of its event, its logged recall, its recorded neuromodulators and the configuration that it names.
+Replay alone would be content with a log that was forged from end to end. All comparisons are exact.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from psycopg import sql
+from psycopg.rows import dict_row
+
+from somabrain_dagster.learning.configuration import LearningConfiguration
+from somabrain_dagster.learning.features import FEATURES, Floats
+from somabrain_dagster.learning.guard import first_trip, to_micros
+from somabrain_dagster.learning.lesson import (
+    AUTO_ROLLBACK,
+    CONFIGURATION,
+    FEEDBACK,
+    Experience,
+    event_shifts,
+)
+from somabrain_dagster.learning.neuromodulators import RewardState, Trace, trace_segments
+from somabrain_dagster.learning.replay import Log, replay
+from somabrain_dagster.learning.shifts import Shifts
+from somabrain_dagster.learning.weights import NAMES, WEIGHTS, Nanos
+from somabrain_dagster.store.adaptation import AdaptationState, read_configurations, read_states
+from somabrain_dagster.store.binary import Kind, read_columns
+from somabrain_dagster.store.database import Connection
+from somabrain_dagster.store.feedback_contract import Helpful
+from somabrain_dagster.store.landing import credited_signals, event_digest, logged_recall
+from somabrain_dagster.store.weight_log import START_HASH
+
+Integers = NDArray[np.int64]
+
+REPLAY = "replay equals live"
+REDERIVATION = "every shift is rederived from its event"
+GAPS = "versions have no gap"
+CHAIN = "the hash chain is intact"
+BOUNDS = "weights are within their bounds"
+
+START = "start"
+_CAUSES = (START, FEEDBACK, CONFIGURATION, AUTO_ROLLBACK)
+_K = len(WEIGHTS)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that does not hold.
+
+    Attributes:
+        claim: which of the claims of this module it contradicts.
+        version: of the change that it is about; None if it is about the live state.
+        message: what is wrong, in words.
+    """
+
+    claim: str
+    tenant_id: str
+    version: int | None
+    message: str
+
+    def __str__(self) -> str:
+        where = "live state" if self.version is None else f"version {self.version}"
+        return f"{self.tenant_id}, {where}: {self.message}"
+
+
+@dataclass(frozen=True, eq=False)
+class WeightLog:
+    """The whole log as arrays, sorted by tenant and version, with the live states of the same instant.
+
+    Attributes:
+        tenants: (T,) in the order of the rows.
+        log: the changes, with the bounds that each clips to.
+        causes: (N,) positions in the known causes, −1 for an unknown one.
+        explicit: (N,) whether the row stores its bounds itself.
+        configurations: (N,) positions in `known`, −1 for one that is not stored.
+        known: the stored configurations.
+        event_seqs: (N,) 0 where the change answers no event.
+        event_digests: (N,) of the event that the change answers.
+        restored: (N,) −1 where the change restores no version.
+        states: (T,) the live states.
+    """
+
+    tenants: list[str]
+    log: Log
+    causes: Integers
+    explicit: NDArray[np.bool_]
+    configurations: Integers
+    known: list[LearningConfiguration]
+    event_seqs: Integers
+    event_digests: NDArray[np.void]
+    restored: Integers
+    states: list[AdaptationState]
+
+    @property
+    def owners(self) -> NDArray[np.intp]:
+        """(N,) the position of each row's tenant."""
+        return np.repeat(np.arange(len(self.tenants)), self.log.lengths)
+
+    @property
+    def first_rows(self) -> NDArray[np.intp]:
+        """(T,) each tenant's row of version 0."""
+        return np.cumsum(self.log.lengths) - self.log.lengths
+
+    def tenant_of(self, row: int) -> str:
+        """Whose change it is."""
+        return self.tenants[int(np.searchsorted(self.first_rows, row, side="right")) - 1]
+
+
+_LOG_COLUMNS: Mapping[str, Kind] = {
+    "tenant": "int4",
+    "version": "int8",
+    "cause": "int4",
+    "explicit": "bool",
+    "shift": _K,
+    "low": _K,
+    "high": _K,
+    "after": _K,
+    "configuration": "int4",
+    "event_seq": "int8",
+    "event_digest": "digest",
+    "restored": "int8",
+}
+
+
+def read_log(connection: Connection) -> WeightLog:
+    """Read the log and the live states.
+
+    Args:
+        connection: a snapshot, so that both are of one instant.
+    """
+    states = read_states(connection)
+    by_digest = read_configurations(connection)
+    columns = read_columns(
+        connection,
+        sql.SQL(
+            """
+            SELECT
+                t.position::int4 - 1, c.version, coalesce(array_position({causes}, c.cause), 0) - 1,
+                c.low IS NOT NULL, c.shift, coalesce(c.low, {zeros}), coalesce(c.high, {zeros}), c.after,
+                coalesce(array_position({digests}, c.configuration), 0) - 1,
+                coalesce(c.event_seq, 0), coalesce(c.event_digest, {nothing}),
+                coalesce(c.restored_version, -1)
+            FROM weight_changes c
+            JOIN unnest({tenants}) WITH ORDINALITY AS t (tenant_id, position) USING (tenant_id)
+            ORDER BY c.tenant_id, c.version
+            """
+        ).format(
+            causes=sql.Literal(list(_CAUSES)),
+            nothing=sql.Literal(bytes(32)),
+            zeros=sql.Literal([0] * _K) + sql.SQL("::bigint[]"),
+            digests=sql.Literal(list(by_digest)) + sql.SQL("::bytea[]"),
+            tenants=sql.Literal([state.tenant_id for state in states]) + sql.SQL("::text[]"),
+        ),
+        _LOG_COLUMNS,
+    )
+    known = list(by_digest.values())
+    low, high = columns["low"], columns["high"]
+    for position, configuration in enumerate(known):
+        inherits = ~columns["explicit"] & (columns["configuration"] == position)
+        low[inherits], high[inherits] = configuration.low_nanos, configuration.high_nanos
+    return WeightLog(
+        tenants=[state.tenant_id for state in states],
+        log=Log(
+            lengths=np.bincount(columns["tenant"], minlength=len(states)),
+            versions=columns["version"],
+            shifts=Shifts(columns["shift"], low, high),
+            after=columns["after"],
+        ),
+        causes=columns["cause"],
+        explicit=columns["explicit"],
+        configurations=columns["configuration"],
+        known=known,
+        event_seqs=columns["event_seq"],
+        event_digests=columns["event_digest"],
+        restored=columns["restored"],
+        states=states,
+    )
+
+
+def replay_findings(log: WeightLog) -> Iterator[Finding]:
+    """Where the log contradicts itself or the live state."""
+    again = replay(log.log)
+    for row in again.gaps.tolist():
+        yield Finding(
+            GAPS,
+            log.tenant_of(row),
+            int(log.log.versions[row]),
+            "this version does not follow the one before",
+        )
+    wrong = set(again.wrong.tolist())
+    for row in sorted(wrong):
+        yield Finding(
+            REPLAY,
+            log.tenant_of(row),
+            int(log.log.versions[row]),
+            "the weights after it are not the weights before it, shifted and clipped",
+        )
+    for state, weights, length in zip(log.states, again.weights, log.log.lengths.tolist(), strict=True):
+        if state.version != length - 1:
+            yield Finding(
+                REPLAY, state.tenant_id, None, f"is at version {state.version}, the log at {length - 1}"
+            )
+        for name, live, replayed in zip(NAMES, state.weights.tolist(), weights.tolist(), strict=True):
+            if live != replayed:
+                yield Finding(
+                    REPLAY,
+                    state.tenant_id,
+                    None,
+                    f"{name} is {live} nano-units, the replay gives {replayed} ({live - replayed:+d})",
+                )
+
+
+def bounds_findings(log: WeightLog) -> Iterator[Finding]:
+    """Live weights outside the bounds of the configuration in force."""
+    by_digest = {bytes.fromhex(configuration.digest): configuration for configuration in log.known}
+    for state in log.states:
+        configuration = by_digest.get(state.configuration)
+        if configuration is None:
+            yield Finding(BOUNDS, state.tenant_id, None, "its configuration is not stored")
+            continue
+        outside = (state.weights < configuration.low_nanos) | (state.weights > configuration.high_nanos)
+        for position in np.flatnonzero(outside).tolist():
+            yield Finding(
+                BOUNDS,
+                state.tenant_id,
+                None,
+                f"{NAMES[position]} is {int(state.weights[position])} nano-units, outside "
+                f"[{configuration.low_nanos[position]}, {configuration.high_nanos[position]}]",
+            )
+
+
+def chain_findings(connection: Connection) -> Iterator[Finding]:
+    """Rows whose hash is not that of their columns and the row before, and states that are not at the end.
+
+    Of a tenant's rows only the first bad one is named: those behind it hang on it.
+    """
+    rows = connection.execute(
+        """
+        SELECT tenant_id, min(version)
+        FROM (
+            SELECT
+                c.tenant_id, c.version, c.hash = weight_change_hash(
+                    coalesce(lag(c.hash) OVER (PARTITION BY c.tenant_id ORDER BY c.version), %s), c
+                ) AS intact
+            FROM weight_changes c
+        ) AS checked
+        WHERE NOT intact GROUP BY tenant_id ORDER BY tenant_id
+        """,
+        (START_HASH,),
+    )
+    for tenant_id, version in rows:
+        yield Finding(CHAIN, tenant_id, version, "the hash is not that of this row after the one before")
+    heads = connection.execute(
+        """
+        SELECT s.tenant_id FROM adaptation_states s
+        LEFT JOIN weight_changes c ON c.tenant_id = s.tenant_id AND c.version = s.version
+        WHERE c.hash IS DISTINCT FROM s.hash ORDER BY s.tenant_id
+        """
+    )
+    for (tenant_id,) in heads:
+        yield Finding(CHAIN, tenant_id, None, "its hash is not that of its last change")
+
+
+@dataclass(frozen=True, eq=False)
+class _Events:
+    """The feedback events, sorted by tenant and seq."""
+
+    tenants: Integers
+    seqs: Integers
+    utility: Floats
+    reward: Floats
+    named: NDArray[np.bool_]
+    signals: Floats
+    recorded: Floats
+    digests: NDArray[np.void]
+
+
+_LEVELS = (
+    "delta",
+    "dopamine",
+    "serotonin",
+    "noradrenaline",
+    "acetylcholine",
+    "reward_mean",
+    "reward_variance",
+)
+_DOPAMINE, _MEAN, _VARIANCE = (_LEVELS.index(name) for name in ("dopamine", "reward_mean", "reward_variance"))
+
+_EVENT_COLUMNS: Mapping[str, Kind] = {
+    "tenant": "int4",
+    "seq": "int8",
+    "utility": "float8",
+    "reward": "float8",
+    "named": "bool",
+    **dict.fromkeys(_LEVELS, "float8"),
+    "digest": "digest",
+}
+
+
+def _read_events(connection: Connection, tenants: Sequence[str]) -> _Events:
+    order = sql.Literal(list(tenants)) + sql.SQL("::text[]")
+    columns = read_columns(
+        connection,
+        sql.SQL(
+            """
+            SELECT
+                t.position::int4 - 1, e.seq, e.utility, coalesce(e.reward, e.utility), e.helpful IS NOT NULL,
+                e.delta, e.dopamine, e.serotonin, e.noradrenaline, e.acetylcholine,
+                e.reward_mean, e.reward_variance, e.digest
+            FROM feedback_events e JOIN unnest({}) WITH ORDINALITY AS t (tenant_id, position) USING (tenant_id)
+            ORDER BY e.tenant_id, e.seq
+            """
+        ).format(order),
+        _EVENT_COLUMNS,
+    )
+    signals = np.zeros((len(columns["seq"]), len(FEATURES)))
+    if columns["named"].any():
+        named = connection.execute(
+            sql.SQL(
+                """
+                SELECT e.helpful, r.candidate_ids, r.features, r.expected
+                FROM feedback_events e
+                JOIN unnest({}) WITH ORDINALITY AS t (tenant_id, position) USING (tenant_id)
+                JOIN recalls r USING (tenant_id, recall_id)
+                WHERE e.helpful IS NOT NULL ORDER BY e.tenant_id, e.seq
+                """
+            ).format(order)
+        )
+        signals[columns["named"]] = credited_signals(
+            [
+                (msgspec.convert(helpful, tuple[Helpful, ...]), logged_recall(*recall))
+                for helpful, *recall in named
+            ]
+        )
+    return _Events(
+        tenants=columns["tenant"].astype(np.int64),
+        seqs=columns["seq"],
+        utility=columns["utility"],
+        reward=columns["reward"],
+        named=columns["named"],
+        signals=signals,
+        recorded=np.column_stack([columns[name] for name in _LEVELS]),
+        digests=columns["digest"],
+    )
+
+
+def rederivation_findings(connection: Connection, log: WeightLog) -> Iterator[Finding]:
+    """Changes that are not what the rules make of what they name.
+
+    Args:
+        connection: the snapshot that the log was read in.
+        log: the whole log.
+    """
+    events = _read_events(connection, log.tenants)
+    answers = np.flatnonzero(log.causes == _CAUSES.index(FEEDBACK))
+    changes = _keys(log.owners[answers], log.event_seqs[answers])
+    landed = _keys(events.tenants, events.seqs)
+
+    for row in answers[~np.isin(changes, landed)].tolist():
+        yield _underived(log, row, f"its event {log.event_seqs[row]} is not there")
+    for event in np.flatnonzero(~np.isin(landed, changes)).tolist():
+        message = f"the event {events.seqs[event]} has no change of weights"
+        yield Finding(REDERIVATION, log.tenants[events.tenants[event]], None, message)
+
+    found = np.isin(changes, landed)
+    rows = answers[found]
+    matched = np.searchsorted(landed, changes[found])
+    for row in rows[log.event_digests[rows] != events.digests[matched]].tolist():
+        yield _underived(log, row, f"it names another body than that of its event {log.event_seqs[row]}")
+    for row in rows[log.explicit[rows]].tolist():
+        yield _underived(log, row, "feedback does not set bounds, yet the row has some")
+
+    for position, configuration in enumerate(log.known):
+        under = log.configurations[rows] == position
+        yield from _rederive(log, rows[under], events, matched[under], configuration)
+    for row in np.flatnonzero(log.configurations < 0).tolist():
+        yield _underived(log, row, "the configuration that it names is not stored")
+    yield from _rederive_others(log, events)
+
+
+def _keys(tenants: Integers, seqs: Integers) -> Integers:
+    """Tenant and seq as one number, in the same order."""
+    return (tenants.astype(np.int64) << 40) + seqs
+
+
+def _underived(log: WeightLog, row: int, message: str) -> Finding:
+    return Finding(REDERIVATION, log.tenant_of(row), int(log.log.versions[row]), message)
+
+
+def _rederive(
+    log: WeightLog,
+    rows: NDArray[np.intp],
+    events: _Events,
+    matched: NDArray[np.intp],
+    configuration: LearningConfiguration,
+) -> Iterator[Finding]:
+    """Derive the neuromodulators and shifts of the changes at `rows` again from the events at `matched`."""
+    derived = event_shifts(
+        configuration,
+        Experience(
+            lengths=np.array([len(matched)]),
+            utility=events.utility[matched],
+            reward=events.reward[matched],
+            named=events.named[matched],
+            signals=events.signals[matched],
+        ),
+        events.recorded[matched, _DOPAMINE],
+    )
+    stored = log.log.shifts.shift[rows]
+    for place, weight in np.argwhere(stored != derived).tolist():
+        row = int(rows[place])
+        yield _underived(
+            log,
+            row,
+            f"the shift of {NAMES[weight]} is {stored[place, weight]} nano-units, "
+            f"its event {log.event_seqs[row]} gives {derived[place, weight]}",
+        )
+
+    # What an event left is what the next one met; the oldest that is kept may follow one that is not.
+    follows = (matched > 0) & (events.tenants[matched - 1] == events.tenants[matched])
+    follows &= events.seqs[matched - 1] == events.seqs[matched] - 1
+    begins = events.seqs[matched] == 1
+    known = follows | begins
+    met = np.where(follows[:, None], events.recorded[matched - 1][:, [_MEAN, _VARIANCE]], 0.0)[known]
+    checked = matched[known]
+    trace, _ = trace_segments(
+        events.reward[checked],
+        np.ones(len(checked), dtype=np.intp),
+        [RewardState(mean, variance) for mean, variance in met.tolist()],
+        configuration.reward_rate,
+    )
+    differs = (_levels(trace) != events.recorded[checked]).any(axis=1)
+    for row in rows[known][differs].tolist():
+        yield _underived(
+            log, row, f"the neuromodulators of its event {log.event_seqs[row]} do not follow from its rewards"
+        )
+
+
+def _levels(trace: Trace) -> Floats:
+    return np.column_stack(
+        [
+            trace.delta,
+            trace.dopamine,
+            trace.serotonin,
+            trace.noradrenaline,
+            trace.acetylcholine,
+            trace.mean,
+            trace.variance,
+        ]
+    )
+
+
+def _rederive_others(log: WeightLog, events: _Events) -> Iterator[Finding]:
+    """Changes that answer no event: starts, configurations, automatic rollbacks."""
+    shifts = log.log.shifts
+    first_rows = log.first_rows
+    started = np.zeros(len(log.causes), dtype=np.bool_)
+    started[first_rows] = True
+    for row in np.flatnonzero(log.causes != _CAUSES.index(FEEDBACK)).tolist():
+        cause = _CAUSES[log.causes[row]] if log.causes[row] >= 0 else None
+        configuration = log.known[log.configurations[row]] if log.configurations[row] >= 0 else None
+        if configuration is None:
+            continue  # said already
+        low, high = shifts.low[row], shifts.high[row]
+        if (cause == START) != started[row]:
+            yield _underived(log, row, "a log begins with its start, and has no other")
+        elif cause == START:
+            if not _is_constant(shifts, row, configuration.start_nanos):
+                yield _underived(log, row, "it is not the start of the configuration that it names")
+        elif cause == CONFIGURATION:
+            same_bounds = (low == configuration.low_nanos).all() and (high == configuration.high_nanos).all()
+            if shifts.shift[row].any() or not same_bounds or not log.explicit[row]:
+                yield _underived(log, row, "it does not set the bounds of the configuration that it names")
+        elif cause == AUTO_ROLLBACK:
+            yield from _rederive_rollback(log, events, row, configuration)
+        else:
+            yield _underived(log, row, "its cause is unknown")
+
+
+def _is_constant(shifts: Shifts, row: int, weights: Nanos) -> bool:
+    return bool(
+        (shifts.low[row] == weights).all()
+        and (shifts.high[row] == weights).all()
+        and not shifts.shift[row].any()
+    )
+
+
+def _rederive_rollback(
+    log: WeightLog, events: _Events, row: int, configuration: LearningConfiguration
+) -> Iterator[Finding]:
+    owner = int(log.owners[row])
+    first = int(log.first_rows[owner])
+    restored = int(log.restored[row])
+    if not 0 <= restored < row - first or not _is_constant(
+        log.log.shifts, row, log.log.after[first + restored]
+    ):
+        yield _underived(log, row, f"it does not restore the weights of version {restored}")
+    before = slice(first, row)
+    rollbacks = np.flatnonzero(log.causes[before] == _CAUSES.index(AUTO_ROLLBACK))
+    since = int(rollbacks[-1]) if len(rollbacks) else 0
+    answered = log.event_seqs[first + since : row]
+    answered = answered[answered > 0]
+    own = (events.tenants == owner) & np.isin(events.seqs, answered)
+    rewards = to_micros(events.reward[own])
+    if first_trip(rewards[:-1], rewards[-1:], configuration.guard) != 0:
+        yield _underived(log, row, "the rewards before it do not trip the guard")
+
+
+def event_findings(connection: Connection) -> Iterator[Finding]:
+    """Events whose stored columns are no longer those that were digested when they landed."""
+    with connection.cursor(name="event_digests", row_factory=dict_row) as cursor:
+        cursor.itersize = 5_000
+        cursor.execute("SELECT * FROM feedback_events ORDER BY tenant_id, seq")
+        for row in cursor:
+            digested = row.pop("digest")
+            if event_digest(row) != digested:
+                message = f"the event {row['seq']} is not what landed"
+                yield Finding(CHAIN, row["tenant_id"], None, message)
+
+
+@dataclass(frozen=True, eq=False)
+class Verification:
+    """What was read, and what does not hold of it."""
+
+    log: WeightLog
+    findings: list[Finding]
+
+    def of(self, *claims: str) -> list[Finding]:
+        """The findings against these claims."""
+        return [finding for finding in self.findings if finding.claim in claims]
+
+
+def verify(connection: Connection) -> Verification:
+    """Check every claim of this module.
+
+    Args:
+        connection: a snapshot.
+    """
+    log = read_log(connection)
+    return Verification(
+        log,
+        [
+            *replay_findings(log),
+            *rederivation_findings(connection, log),
+            *bounds_findings(log),
+            *chain_findings(connection),
+            *event_findings(connection),
+        ],
+    )
