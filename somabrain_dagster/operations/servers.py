@@ -1,4 +1,4 @@
-"""The servers that a process works with: those that the settings name, or embedded ones where they name none."""
+"""The servers that a process works with: those that the settings name, embedded ones for the rest."""
 
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit, urlunsplit
@@ -88,7 +88,7 @@ def start(settings: Settings) -> Servers:
 def stop(settings: Settings) -> list[str]:
     """Stop the embedded servers of this home and name those that ran; servers by URL are left alone."""
     stopped = []
-    if settings.database_url is None and stop_postgres(settings.home, settings.postgres_binaries):
+    if settings.database_url is None and stop_postgres(settings.home):
         stopped.append("postgres")
     if settings.redis_url is None and stop_valkey(settings.home):
         stopped.append("valkey")

@@ -23,10 +23,12 @@ from somabrain_dagster.learning.weights import Nanos
 from somabrain_dagster.store.adaptation import (
     STATE_COLUMNS,
     AdaptationState,
+    Levels,
     UnknownTenant,
     remember_configurations,
     state_from_row,
 )
+from somabrain_dagster.store.cache import SnapshotCache
 from somabrain_dagster.store.canonical import digest
 from somabrain_dagster.store.database import Connection, Database
 from somabrain_dagster.store.feedback_contract import Feedback, Helpful
@@ -90,7 +92,10 @@ class LoggedRecall:
 
 
 def land(
-    database: Database, batch: Sequence[Feedback], configuration: LearningConfiguration
+    database: Database,
+    batch: Sequence[Feedback],
+    configuration: LearningConfiguration,
+    snapshots: SnapshotCache | None = None,
 ) -> list[Outcome]:
     """Land feedback; on return, whatever is `Landed` is committed.
 
@@ -101,6 +106,7 @@ def land(
         database: the brain's.
         batch: in order.
         configuration: the global learning configuration; each tenant's overrides are applied to it.
+        snapshots: where the new states are published after the commit.
 
     Returns:
         One outcome for each event, in order.
@@ -112,20 +118,24 @@ def land(
     if not batch:
         return []
     try:
-        return _land_together(database, batch, configuration)
+        outcomes, states = _land_together(database, batch, configuration)
     except psycopg.errors.CheckViolation as error:
         # Not a constraint of ours: the row has no partition, because nobody has made this week yet.
         if error.diag.constraint_name is None and _partitions_were_missing(database):
-            return land(database, batch, configuration)
+            return land(database, batch, configuration, snapshots)
         refusal: psycopg.DatabaseError = error
     except (psycopg.DataError, psycopg.IntegrityError, psycopg.NotSupportedError) as error:
         refusal = error
+    else:
+        if snapshots is not None:
+            snapshots.publish(states)
+        return outcomes
     if len(batch) == 1:
         return [Refused("database", f"the database refuses it: {refusal.diag.message_primary or refusal}")]
     middle = len(batch) // 2
     return [
-        *land(database, batch[:middle], configuration),
-        *land(database, batch[middle:], configuration),
+        *land(database, batch[:middle], configuration, snapshots),
+        *land(database, batch[middle:], configuration, snapshots),
     ]
 
 
@@ -137,7 +147,8 @@ def _partitions_were_missing(database: Database) -> bool:
 
 def _land_together(
     database: Database, batch: Sequence[Feedback], configuration: LearningConfiguration
-) -> list[Outcome]:
+) -> tuple[list[Outcome], list[AdaptationState]]:
+    """One transaction: the outcome of each event, and the states that are new."""
     names = sorted({feedback.tenant_id for feedback in batch})
     with database.as_tenants(names) as connection:
         with connection.pipeline():
@@ -178,15 +189,18 @@ def _land_together(
             if outcomes[position] is None
             and first_with_key.get((feedback.tenant_id, feedback.idempotency_key or ""), position) == position
         ]
+        states: list[AdaptationState] = []
         if fresh:
             now: datetime = rows[0][-1]
-            landed = _write(connection, now, [batch[position] for position in fresh], tenants, recalls)
+            events = [batch[position] for position in fresh]
+            landed, states = _write(connection, now, events, tenants, recalls)
             for position, outcome in zip(fresh, landed, strict=True):
                 outcomes[position] = outcome
-    return [
+    answered = [
         outcome or _answer_of_first(feedback, batch, outcomes, first_with_key)
         for feedback, outcome in zip(batch, outcomes, strict=True)
     ]
+    return answered, states
 
 
 def _find_answers(connection: Connection, batch: Sequence[Feedback]) -> psycopg.Cursor[tuple[Any, ...]]:
@@ -279,7 +293,7 @@ def _write(
     fresh: Sequence[Feedback],
     tenants: dict[str, _Tenant],
     recalls: dict[tuple[str, int], LoggedRecall],
-) -> list[Landed]:
+) -> tuple[list[Landed], list[AdaptationState]]:
     """Learn from fresh events and write events, changes, states and keys; one outcome for each, in order."""
 
     def configured(position: int) -> tuple[str, str]:
@@ -300,12 +314,12 @@ def _write(
         insert_changes(connection, writes.changes, writes.hashes)
         _insert_events(connection, writes.events)
         _insert_keys(connection, writes.keys)
-        updated = _update_states(connection, writes.states)
+        updated = _update_states(connection, writes.states, tenants)
     if updated.rowcount != len(writes.states):
         raise AssertionError(
             f"{updated.rowcount} of {len(writes.states)} states were at the version that was locked"
         )
-    return [outcome for outcome in landed if outcome is not None]
+    return [outcome for outcome in landed if outcome is not None], writes.states
 
 
 class _Writes:
@@ -317,7 +331,7 @@ class _Writes:
         self.hashes: list[bytes] = []
         self.events: list[dict[str, Any]] = []
         self.keys: list[dict[str, Any]] = []
-        self.states: list[dict[str, Any]] = []
+        self.states: list[AdaptationState] = []
 
 
 def _learn(
@@ -376,23 +390,23 @@ def _learn(
         if change.event_seq is not None
     ]
     last_rows = (np.cumsum(lesson.lengths) - 1).tolist()
-    for place, (state, first, length, last) in enumerate(
-        zip(states, firsts.tolist(), lengths.tolist(), last_rows, strict=True)
+    for place, (state, last_event, last_row) in enumerate(
+        zip(states, (firsts + lengths - 1).tolist(), last_rows, strict=True)
     ):
-        levels = rows[first + length - 1]
+        levels = rows[last_event]
         writes.states.append(
-            {
-                "tenant_id": state.tenant_id,
-                "locked_version": state.version,
-                "version": changes[last].version,
-                "weights": changes[last].after,
-                "hash": heads[state.tenant_id],
-                "configuration": in_force,
-                "feedback_seq": state.feedback_seq + length,
-                **{name: levels[name] for name in _TRACED},
-                "recent_rewards": lesson.recent_rewards[place].tolist(),
-                "updated_at": now,
-            }
+            AdaptationState(
+                tenant_id=state.tenant_id,
+                version=changes[last_row].version,
+                weights=lesson.after[last_row],
+                hash=heads[state.tenant_id],
+                configuration=in_force,
+                feedback_seq=seqs[last_event],
+                levels=Levels(**{name: levels[name] for name in _LEVELS}),
+                rewards=lesson.rewards[place],
+                recent_rewards=lesson.recent_rewards[place],
+                updated_at=now,
+            )
         )
     writes.keys += [
         {
@@ -445,15 +459,8 @@ def credited_signals(credited: Sequence[tuple[Sequence[Helpful], LoggedRecall]])
     )
 
 
-_TRACED = (
-    "delta",
-    "dopamine",
-    "serotonin",
-    "noradrenaline",
-    "acetylcholine",
-    "reward_mean",
-    "reward_variance",
-)
+_LEVELS = ("delta", "dopamine", "serotonin", "noradrenaline", "acetylcholine")
+_TRACED = (*_LEVELS, "reward_mean", "reward_variance")
 
 
 def _traced(lesson: Lesson) -> list[list[float]]:
@@ -585,7 +592,26 @@ def _insert_keys(connection: Connection, rows: list[dict[str, Any]]) -> None:
         )
 
 
-def _update_states(connection: Connection, rows: list[dict[str, Any]]) -> psycopg.Cursor[tuple[Any, ...]]:
+def _update_states(
+    connection: Connection, states: Sequence[AdaptationState], locked: dict[str, _Tenant]
+) -> psycopg.Cursor[tuple[Any, ...]]:
+    rows = [
+        {
+            "tenant_id": state.tenant_id,
+            "locked_version": locked[state.tenant_id].state.version,
+            "version": state.version,
+            "weights": state.weights.tolist(),
+            "hash": state.hash,
+            "configuration": state.configuration,
+            "feedback_seq": state.feedback_seq,
+            **vars(state.levels),
+            "reward_mean": state.rewards.mean,
+            "reward_variance": state.rewards.variance,
+            "recent_rewards": state.recent_rewards.tolist(),
+            "updated_at": state.updated_at,
+        }
+        for state in states
+    ]
     return connection.execute(
         """
         UPDATE adaptation_states s

@@ -312,7 +312,8 @@ def _read_events(connection: Connection, tenants: Sequence[str]) -> _Events:
                 t.position::int4 - 1, e.seq, e.utility, coalesce(e.reward, e.utility), e.helpful IS NOT NULL,
                 e.delta, e.dopamine, e.serotonin, e.noradrenaline, e.acetylcholine,
                 e.reward_mean, e.reward_variance, e.digest
-            FROM feedback_events e JOIN unnest({}) WITH ORDINALITY AS t (tenant_id, position) USING (tenant_id)
+            FROM feedback_events e
+            JOIN unnest({}) WITH ORDINALITY AS t (tenant_id, position) USING (tenant_id)
             ORDER BY e.tenant_id, e.seq
             """
         ).format(order),
