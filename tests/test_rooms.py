@@ -13,7 +13,7 @@ LAYERS = [
     {"store"},
     {"memory", "corpus", "operations"},
     {"assets", "checks", "sensors", "schedules", "jobs", "partitions", "resources", "serving"},
-    {"definitions", "cli"},
+    {"definitions", "demo", "cli"},
 ]
 ASIDE = {"settings", "embedded"}
 """Imported by any room above `learning`, and importing no other room but each other."""

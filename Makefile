@@ -1,0 +1,43 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo up down status test lint types format first-light
+
+help: ## Say what there is.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+.venv/.installed: requirements.lock pyproject.toml scripts/bootstrap.py
+	@$(PYTHON) scripts/bootstrap.py .venv
+	@touch $@
+
+install: .venv/.installed ## Make the virtual environment from the lock file.
+
+demo: install ## Import 100 people's real conversations, materialise everything, print a report.
+	@$(BIN)/somabrain demo
+
+up: install ## Open Dagster's UI with its daemon; Ctrl-C stops everything.
+	@$(BIN)/somabrain ui
+
+down: install ## Stop the embedded servers.
+	@$(BIN)/somabrain down
+
+status: install ## Say which servers run.
+	@$(BIN)/somabrain status
+
+test: install ## Run the tests, on real servers.
+	@$(BIN)/pytest
+
+lint: install ## Check style and format.
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: install ## Check types, strictly.
+	@$(BIN)/mypy
+
+format: install ## Format the code.
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+first-light: install ## Copy the working tree to an empty directory; there, demo twice and replay.
+	@$(BIN)/python scripts/first_light.py
