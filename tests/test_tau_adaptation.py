@@ -48,6 +48,7 @@ def test_a_cosine_equal_to_the_threshold_is_a_repeat() -> None:
 def test_a_memory_without_an_embedding_is_itself_alone() -> None:
     embeddings = np.array([[0.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
     assert repeats([1, 2, 3], embeddings, 0.95).tolist() == [False, False, False]
+    assert repeats([1, 2, 3], embeddings, 0.0).tolist() == [False, False, False]
     assert repeats([1, 1, 3], embeddings, 0.95).tolist() == [False, True, False]
 
 

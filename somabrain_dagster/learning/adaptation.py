@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from somabrain_dagster.learning.configuration import LearningConfiguration
 from somabrain_dagster.learning.features import Floats
-from somabrain_dagster.learning.shifts import SATURATION
+from somabrain_dagster.learning.shifts import LARGEST_SHIFT
 from somabrain_dagster.learning.weights import NANO, RETRIEVAL, TAU, UTILITY, WEIGHTS, Nanos
 
 
@@ -151,5 +151,5 @@ def _shifts(configuration: LearningConfiguration, gains: Floats, signals: Floats
     with np.errstate(over="ignore"):  # too large for a float is too large for the bounds: clipped below
         rounded = np.rint((rates[:, None] * gains) * signals * NANO)
     span = configuration.high_nanos - configuration.low_nanos
-    clipped: Nanos = np.clip(np.clip(rounded, -SATURATION, SATURATION).astype(np.int64), -span, span)
+    clipped: Nanos = np.clip(np.clip(rounded, -LARGEST_SHIFT, LARGEST_SHIFT).astype(np.int64), -span, span)
     return clipped

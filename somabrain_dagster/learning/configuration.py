@@ -23,7 +23,7 @@ LONGEST_WINDOW = 3000
 """Sums of squares over a longer window would leave int64."""
 
 
-class InvalidConfiguration(ValueError):  # noqa: N818
+class InvalidConfiguration(ValueError):
     """A configuration that cannot be: the message names the entry and what it must be."""
 
 

@@ -84,7 +84,7 @@ def tau_step(configuration: LearningConfiguration, diversity: float | None, sero
 
 
 def _cosines(embeddings: Floats) -> Floats:
-    """The cosine of every two rows, (n, n); 0 with a row of zeros.
+    """The cosine of every two rows, (n, n); NaN, which is no nearer than anything, with a row of zeros.
 
     Inner products are sums of integers below 2⁵³: the same on every machine and in every order, where a
     floating-point product of matrices may differ in the last bit, and a threshold would make that a decision.
@@ -96,6 +96,6 @@ def _cosines(embeddings: Floats) -> Floats:
     products = (grid @ grid.T).astype(np.float64)
     norms = np.sqrt(np.diagonal(products))
     lengths = norms[:, None] * norms[None, :]
-    cosines = np.zeros_like(products)
+    cosines = np.full_like(products, np.nan)
     np.divide(products, lengths, out=cosines, where=lengths > 0)
     return cosines

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from somabrain_dagster.learning.shifts import SATURATION, UNBOUNDED, Shifts, apply, reduce_segments
+from somabrain_dagster.learning.shifts import LARGEST_SHIFT, UNBOUNDED, Shifts, apply, reduce_segments
 from somabrain_dagster.learning.weights import Nanos
 
 Rows = NDArray[np.intp]
@@ -80,6 +80,6 @@ def replay(log: Log) -> Replay:
     low, high = log.shifts.low, log.shifts.high
     is_wrong = log.after != apply(log.shifts, before)
     is_wrong |= (low > high) | (low < -UNBOUNDED) | (high > UNBOUNDED)
-    is_wrong |= (log.shifts.shift < -SATURATION) | (log.shifts.shift > SATURATION)
+    is_wrong |= (log.shifts.shift < -LARGEST_SHIFT) | (log.shifts.shift > LARGEST_SHIFT)
     is_wrong[first] |= low[first] != high[first]
     return Replay(weights, gaps=undue[firsts], wrong=np.flatnonzero(is_wrong.any(axis=1)))

@@ -26,8 +26,8 @@ UNBOUNDED = 2**62
 LARGEST_WEIGHT = 2**60
 """Weights and bounds are within ±2⁶⁰ nano-units, above a thousand million units."""
 
-SATURATION = 2 * LARGEST_WEIGHT
-"""A sum of shifts stops at ±2⁶¹, which no weight and bounds within ±2⁶⁰ can tell from more."""
+LARGEST_SHIFT = 2 * LARGEST_WEIGHT
+"""A change shifts by ±2⁶¹ at most: from one end of the weights to the other."""
 
 Integers = NDArray[np.intp]
 
@@ -37,7 +37,7 @@ class Shifts:
     """Clipped shifts as three int64 arrays of one shape (..., K), in nano-units.
 
     Attributes:
-        shift: a, within ±2⁶¹.
+        shift: a.
         low: l.
         high: u, nowhere below `low`.
     """
@@ -79,11 +79,12 @@ def constant(values: ArrayLike) -> Shifts:
 def compose(first: Shifts, then: Shifts) -> Shifts:
     """One clipped shift that does what `first` and, after it, `then` do; shapes broadcast.
 
-    The sum of shifts saturates at ±2⁶¹, so that no number of changes overflows. Nothing is lost: so large a
-    shift takes every weight within ±2⁶⁰ to its bound, and a larger one takes it no further.
+    Of changes with bounds within ±2⁶⁰ and shifts within ±2⁶¹, any number composes exactly. Where l < u, two
+    neighbouring weights pass every change unclamped, so the shifts sum to less than 2⁶² in size; where l = u
+    the sum may wrap around int64, and says nothing any more.
     """
     return Shifts(
-        np.clip(first.shift + then.shift, -SATURATION, SATURATION),
+        first.shift + then.shift,
         apply(then, first.low),
         apply(then, first.high),
     )

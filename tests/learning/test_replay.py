@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from somabrain_dagster.learning.replay import Log, replay
-from somabrain_dagster.learning.shifts import SATURATION, Shifts, scan_segments
+from somabrain_dagster.learning.shifts import LARGEST_SHIFT, UNBOUNDED, Shifts, scan_segments
 
 pytestmark = pytest.mark.learning
 
@@ -89,21 +89,30 @@ def test_a_version_given_twice_is_a_gap() -> None:
 
 def test_a_log_must_begin_with_a_constant() -> None:
     log = generated_log([3, 3], seed=2)
+    log.shifts.shift[3] = 0
     log.shifts.high[3] += 1
-    assert 3 in replay(log).wrong
+    assert replay(log).wrong.tolist() == [3]
 
 
 def test_reversed_bounds_are_wrong() -> None:
     log = generated_log([3], seed=3)
     log.shifts.low[2], log.shifts.high[2] = 5, 4
+    log.after[2] = 4  # what clamping to them would give
     assert replay(log).wrong.tolist() == [2]
 
 
-@pytest.mark.parametrize("shift", [SATURATION + 1, -SATURATION - 1, 2**63 - 1, -(2**63)])
+@pytest.mark.parametrize("bound", [UNBOUNDED + 1, -UNBOUNDED - 1])
+def test_a_bound_that_no_change_can_have_is_wrong(bound: int) -> None:
+    log = generated_log([1, 2], seed=4)
+    log.shifts.low[0] = log.shifts.high[0] = log.after[0] = bound
+    assert replay(log).wrong.tolist() == [0]
+
+
+@pytest.mark.parametrize("shift", [LARGEST_SHIFT + 1, -LARGEST_SHIFT - 1, 2**63 - 1, -(2**63)])
 def test_a_shift_that_no_change_can_have_is_wrong(shift: int) -> None:
     log = generated_log([3], seed=4)
     log.shifts.shift[0] = shift
-    assert 0 in replay(log).wrong
+    assert replay(log).wrong.tolist() == [0]
 
 
 def test_a_tenant_without_version_0_is_refused() -> None:

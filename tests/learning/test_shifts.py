@@ -4,12 +4,12 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from somabrain_dagster.learning.shifts import (
+    LARGEST_SHIFT,
     LARGEST_WEIGHT,
-    SATURATION,
     Shifts,
     apply,
     compose,
@@ -25,15 +25,18 @@ pytestmark = pytest.mark.learning
 Change = tuple[int, int, int]
 """(a, l, u) as Python's integers, which never overflow."""
 
+HALFWAY: Change = (LARGEST_WEIGHT, -LARGEST_WEIGHT, LARGEST_WEIGHT)
+"""Two of them go from the least weight to the largest: as far as any change can."""
+
 small = st.integers(-9, 9)
 weights = small | st.integers(-LARGEST_WEIGHT, LARGEST_WEIGHT)
 
 
 @st.composite
 def changes(draw: st.DrawFn, numbers: st.SearchStrategy[int] = weights) -> Change:
-    """Any clipped shift on the weights: narrow or wide, constant, unmoving, saturated."""
+    """Any clipped shift on the weights: narrow or wide, constant, unmoving, as large as may be."""
     low, high = sorted((draw(numbers), draw(numbers)))
-    reach = st.integers(-SATURATION, SATURATION) if numbers is weights else numbers
+    reach = st.integers(-LARGEST_SHIFT, LARGEST_SHIFT) if numbers is weights else numbers
     return draw(st.just(0) | numbers | reach), low, draw(st.just(low) | st.just(high))
 
 
@@ -62,24 +65,15 @@ def test_a_clipped_shift_adds_and_then_clamps(change: Change, weight: int) -> No
 
 
 @given(changes(), changes(), weights)
+@example(first=HALFWAY, then=HALFWAY, weight=-LARGEST_WEIGHT)
 def test_a_composition_does_one_and_then_the_other(first: Change, then: Change, weight: int) -> None:
     assert at(compose(stacked(first), stacked(then)), weight) == truth(then, truth(first, weight))
 
 
-@given(changes(small), changes(small), changes(small))
+@given(changes(), changes(), changes())
 def test_composition_is_associative(f: Change, g: Change, h: Change) -> None:
     f_, g_, h_ = stacked(f), stacked(g), stacked(h)
     assert same(compose(compose(f_, g_), h_), compose(f_, compose(g_, h_)))
-
-
-@given(changes(), changes(), changes(), weights)
-def test_composition_is_associative_as_a_function_at_every_size(
-    f: Change, g: Change, h: Change, weight: int
-) -> None:
-    f_, g_, h_ = stacked(f), stacked(g), stacked(h)
-    expected = truth(h, truth(g, truth(f, weight)))
-    assert at(compose(compose(f_, g_), h_), weight) == expected
-    assert at(compose(f_, compose(g_, h_)), weight) == expected
 
 
 @given(changes())
@@ -139,10 +133,11 @@ def test_a_composition_may_not_be_clipped_to_its_range() -> None:
 
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_no_number_of_changes_overflows(sign: int) -> None:
+    change = stacked((sign * LARGEST_SHIFT, -LARGEST_WEIGHT, LARGEST_WEIGHT))
     composed = identity((1, 1))
-    for _ in range(50):
-        composed = compose(composed, stacked((sign * SATURATION, -LARGEST_WEIGHT, LARGEST_WEIGHT)))
-    assert at(composed, -sign * LARGEST_WEIGHT) == sign * LARGEST_WEIGHT
+    for _ in range(20):
+        composed = compose(composed, change)
+        assert at(composed, -sign * LARGEST_WEIGHT) == sign * LARGEST_WEIGHT
 
 
 segments_of_changes = st.lists(st.lists(changes(), max_size=20), max_size=6)
@@ -170,7 +165,7 @@ def test_every_fold_equals_the_plain_one(segments: list[list[Change]], data: st.
         assert fold(rows[begin:end], first).tolist() == [after[-1]]
 
 
-@given(st.lists(changes(small), max_size=40), st.data())
+@given(st.lists(changes() | changes(small), max_size=40), st.data())
 def test_any_grouping_reduces_to_the_same_change(sequence: list[Change], data: st.DataObject) -> None:
     rows = stacked(*sequence)
     cut = data.draw(st.integers(0, len(sequence)))
