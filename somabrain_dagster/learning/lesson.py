@@ -130,8 +130,7 @@ def learn(
     )
     shift = event_shifts(configuration, experience, trace.dopamine)
     lesson = _fold(configuration, learners, experience.lengths, shift, trace, rewards)
-    if configuration.guard.enabled:
-        _roll_back(configuration, learners, experience, lesson, older_weights)
+    _roll_back(configuration, learners, experience, lesson, older_weights)
     return lesson
 
 
@@ -191,7 +190,10 @@ def _roll_back(
     lesson: Lesson,
     older_weights: OlderWeights,
 ) -> None:
-    """Insert a rollback behind each event at which a tenant's guard trips while its weights moved."""
+    """Insert a rollback behind each event at which a tenant's guard trips while its weights moved.
+
+    A guard that is off remembers too, so that one that is turned on again knows rewards without a hole.
+    """
     guard = configuration.guard
     micros = to_micros(experience.reward)
     ends = np.cumsum(experience.lengths)
@@ -209,6 +211,7 @@ def _roll_back(
                 changed = int(np.flatnonzero(lesson.events == oldest)[0])
                 version = int(lesson.versions[changed]) - 1
                 weights = learner.weights if version == learner.version else lesson.after[changed - 1]
+            weights = np.clip(weights, configuration.low_nanos, configuration.high_nanos)
             if np.array_equal(weights, lesson.after[row]):
                 history = remembered(history, micros[begin : event + 1], guard)
             else:

@@ -50,7 +50,13 @@ class Database:
 
     @contextmanager
     def as_tenants(self, tenants: Sequence[str]) -> Iterator[Connection]:
-        """One transaction that sees and writes rows of these tenants and of no other."""
+        """One transaction that sees and writes rows of these tenants and of no other.
+
+        Raises:
+            ValueError: a name has a comma, which would make two tenants of it.
+        """
+        if any("," in tenant for tenant in tenants):
+            raise ValueError(f"no tenant's name has a comma: {tenants}")
         with self._pool.connection() as connection:
             connection.execute(
                 "SELECT set_config('role', %s, true), set_config('app.tenants', %s, true)",

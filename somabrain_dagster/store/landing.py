@@ -16,8 +16,8 @@ import numpy as np
 import psycopg
 
 from somabrain_dagster.learning.adaptation import credit_signals
-from somabrain_dagster.learning.configuration import LearningConfiguration
-from somabrain_dagster.learning.features import FEATURES, Floats
+from somabrain_dagster.learning.configuration import InvalidConfiguration, LearningConfiguration
+from somabrain_dagster.learning.features import FEATURES, REGISTRY_VERSION, Floats
 from somabrain_dagster.learning.lesson import FEEDBACK, Experience, Learner, Lesson, learn
 from somabrain_dagster.learning.weights import Nanos
 from somabrain_dagster.store.adaptation import (
@@ -63,7 +63,8 @@ class Refused:
     """An event that is not landed, and why.
 
     Attributes:
-        code: unknown_tenant, unknown_recall, unknown_candidate, key_reused or database.
+        code: unknown_tenant, unknown_recall, outdated_recall, unknown_candidate, key_reused,
+            invalid_configuration or database.
         reason: for the person who sent it.
     """
 
@@ -118,14 +119,9 @@ def land(
     if not batch:
         return []
     try:
-        outcomes, states = _land_together(database, batch, configuration)
-    except psycopg.errors.CheckViolation as error:
-        # Not a constraint of ours: the row has no partition, because nobody has made this week yet.
-        if error.diag.constraint_name is None and _partitions_were_missing(database):
-            return land(database, batch, configuration, snapshots)
-        refusal: psycopg.DatabaseError = error
+        outcomes, states = _land_whole(database, batch, configuration)
     except (psycopg.DataError, psycopg.IntegrityError, psycopg.NotSupportedError) as error:
-        refusal = error
+        refusal: psycopg.DatabaseError = error
     else:
         if snapshots is not None:
             snapshots.publish(states)
@@ -139,10 +135,19 @@ def land(
     ]
 
 
-def _partitions_were_missing(database: Database) -> bool:
+def _land_whole(
+    database: Database, batch: Sequence[Feedback], configuration: LearningConfiguration
+) -> tuple[list[Outcome], list[AdaptationState]]:
+    """`_land_together`, and once more where nobody has made this week's partitions yet."""
+    try:
+        return _land_together(database, batch, configuration)
+    except psycopg.errors.CheckViolation as error:
+        if error.diag.constraint_name is not None:
+            raise
+    # No constraint of ours: the row has no partition. Others may be here at once, so that it has one by now.
     with database.as_owner() as connection:
-        (made,) = connection.execute("SELECT ensure_partitions()").fetchone() or (0,)
-    return bool(made)
+        connection.execute("SELECT ensure_partitions()")
+    return _land_together(database, batch, configuration)
 
 
 def _land_together(
@@ -161,14 +166,15 @@ def _land_together(
             used = _find_answers(connection, batch)
             named = _find_recalls(connection, batch)
         rows = locked.fetchall()
-        tenants = {
-            row[0]: _Tenant(state_from_row(row[:-2]), configuration.overridden(row[-2])) for row in rows
-        }
+        tenants, misconfigured = _configured(rows, configuration)
         answers = {
             (tenant, key): (said, Landed(tenant, seq, version, after, repeated=True))
             for tenant, key, said, seq, version, after in used
         }
-        recalls = {(row[0], row[1]): logged_recall(*row[2:]) for row in named}
+        recalls = {
+            (tenant, recall): logged_recall(*logged) if registry == REGISTRY_VERSION else None
+            for tenant, recall, registry, *logged in named
+        }
 
         outcomes: list[Outcome | None] = [None] * len(batch)
         first_with_key: dict[tuple[str, str], int] = {}
@@ -179,7 +185,7 @@ def _land_together(
             if feedback.idempotency_key and key in answers:
                 outcomes[position] = _same_answer(feedback, *answers[key])
                 continue
-            outcomes[position] = _refusal(feedback, tenants, recalls)
+            outcomes[position] = misconfigured.get(feedback.tenant_id) or _refusal(feedback, tenants, recalls)
             if feedback.idempotency_key and outcomes[position] is None:
                 first_with_key[key] = position
 
@@ -203,6 +209,21 @@ def _land_together(
     return answered, states
 
 
+def _configured(
+    rows: Iterable[tuple[Any, ...]], configuration: LearningConfiguration
+) -> tuple[dict[str, _Tenant], dict[str, Refused]]:
+    """The locked tenants, and the refusals of those whose overrides the global configuration outgrew."""
+    tenants, misconfigured = {}, {}
+    for *state, overrides, _ in rows:
+        try:
+            tenants[state[0]] = _Tenant(state_from_row(state), configuration.overridden(overrides))
+        except InvalidConfiguration as error:
+            misconfigured[state[0]] = Refused(
+                "invalid_configuration", f"the overrides of tenant {state[0]!r} cannot be: {error}"
+            )
+    return tenants, misconfigured
+
+
 def _find_answers(connection: Connection, batch: Sequence[Feedback]) -> psycopg.Cursor[tuple[Any, ...]]:
     """What was answered to the idempotency keys that were used before."""
     keys = [(feedback.tenant_id, feedback.idempotency_key) for feedback in batch if feedback.idempotency_key]
@@ -221,7 +242,7 @@ def _find_recalls(connection: Connection, batch: Sequence[Feedback]) -> psycopg.
     named = {(feedback.tenant_id, feedback.recall_id) for feedback in batch if feedback.recall_id is not None}
     return connection.execute(
         """
-        SELECT r.tenant_id, r.recall_id, r.candidate_ids, r.features, r.expected
+        SELECT r.tenant_id, r.recall_id, r.registry_version, r.candidate_ids, r.features, r.expected
         FROM unnest(%s::text[], %s::bigint[]) AS asked (tenant_id, recall_id)
         JOIN recalls r USING (tenant_id, recall_id)
         """,
@@ -263,21 +284,35 @@ def _answer_of_first(
 
 
 def _refusal(
-    feedback: Feedback, tenants: dict[str, _Tenant], recalls: dict[tuple[str, int], LoggedRecall]
+    feedback: Feedback, tenants: dict[str, _Tenant], recalls: dict[tuple[str, int], LoggedRecall | None]
 ) -> Refused | None:
-    """Why the event cannot be landed, if it cannot."""
+    """Why the event cannot be landed, if it cannot.
+
+    Args:
+        feedback: the event.
+        tenants: those that exist.
+        recalls: those that exist; None where the features are of another registry.
+    """
     if feedback.tenant_id not in tenants:
         return Refused("unknown_tenant", str(UnknownTenant(feedback.tenant_id)))
     if feedback.recall_id is None:
         return None
-    recall = recalls.get((feedback.tenant_id, feedback.recall_id))
-    if recall is None:
+    if (feedback.tenant_id, feedback.recall_id) not in recalls:
         return Refused(
             "unknown_recall",
             f"tenant {feedback.tenant_id!r} has no recall {feedback.recall_id}: "
             "give the id that the recall answered, or leave it out",
         )
-    strangers = [entry.memory for entry in feedback.helpful or () if entry.memory not in recall.position]
+    if feedback.helpful is None:
+        return None
+    recall = recalls[feedback.tenant_id, feedback.recall_id]
+    if recall is None:
+        return Refused(
+            "outdated_recall",
+            f"recall {feedback.recall_id} weighed other features than there are now: "
+            "send its utility without `helpful`",
+        )
+    strangers = [entry.memory for entry in feedback.helpful if entry.memory not in recall.position]
     if strangers:
         return Refused(
             "unknown_candidate",
@@ -292,7 +327,7 @@ def _write(
     now: datetime,
     fresh: Sequence[Feedback],
     tenants: dict[str, _Tenant],
-    recalls: dict[tuple[str, int], LoggedRecall],
+    recalls: dict[tuple[str, int], LoggedRecall | None],
 ) -> tuple[list[Landed], list[AdaptationState]]:
     """Learn from fresh events and write events, changes, states and keys; one outcome for each, in order."""
 
@@ -339,7 +374,7 @@ def _learn(
     now: datetime,
     events: Sequence[Feedback],
     tenants: dict[str, _Tenant],
-    recalls: dict[tuple[str, int], LoggedRecall],
+    recalls: dict[tuple[str, int], LoggedRecall | None],
     writes: _Writes,
 ) -> list[Landed]:
     """Learn from the events of tenants that share a configuration; add to `writes` what is to be written."""

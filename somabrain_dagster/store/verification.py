@@ -42,6 +42,7 @@ REDERIVATION = "every shift is rederived from its event"
 GAPS = "versions have no gap"
 CHAIN = "the hash chain is intact"
 BOUNDS = "weights are within their bounds"
+CLAIMS = (REPLAY, REDERIVATION, GAPS, CHAIN, BOUNDS)
 
 START = "start"
 _CAUSES = (START, FEEDBACK, CONFIGURATION, AUTO_ROLLBACK)
@@ -498,7 +499,9 @@ def _rederive_rollback(
     first = int(log.first_rows[owner])
     restored = int(log.restored[row])
     if not 0 <= restored < row - first or not _is_constant(
-        log.log.shifts, row, log.log.after[first + restored]
+        log.log.shifts,
+        row,
+        np.clip(log.log.after[first + restored], configuration.low_nanos, configuration.high_nanos),
     ):
         yield _underived(log, row, f"it does not restore the weights of version {restored}")
     before = slice(first, row)
@@ -530,6 +533,10 @@ class Verification:
 
     log: WeightLog
     findings: list[Finding]
+
+    def by_claim(self) -> dict[str, list[Finding]]:
+        """For each claim, the findings against it."""
+        return {claim: self.of(claim) for claim in CLAIMS}
 
     def of(self, *claims: str) -> list[Finding]:
         """The findings against these claims."""
