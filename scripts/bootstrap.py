@@ -1,4 +1,4 @@
-"""Make the virtual environment: everything the lock file pins, each file checked by its hash, and this project.
+"""Make the virtual environment: what the lock file pins, each file checked by its hash, and this project.
 
 Needs nothing but a Python from 3.11 with its venv module. Usage: python3 scripts/bootstrap.py .venv
 """
@@ -32,15 +32,15 @@ def main() -> None:
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as only_uv:
         only_uv.write(locked("uv"))
         only_uv.flush()
-        install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*install, "--require-hashes", "--no-deps", "-r", only_uv.name], check=True)
     print(f"installing what {LOCK.name} pins", flush=True)
-    uv = [environment / "bin" / "uv", "pip", "install", "--quiet", "--python", python]
+    uv = [str(environment / "bin" / "uv"), "pip", "install", "--quiet", "--python", str(python)]
     # The interpreter is the one given: none is to be downloaded.
     without_downloads = {**os.environ, "UV_PYTHON_DOWNLOADS": "never"}
     for arguments in (
-        ["--require-hashes", "-r", LOCK],
-        ["--no-deps", "--no-build-isolation", "--editable", ROOT],
+        ["--require-hashes", "-r", str(LOCK)],
+        ["--no-deps", "--no-build-isolation", "--editable", str(ROOT)],
     ):
         subprocess.run([*uv, *arguments], check=True, env=without_downloads)
 
