@@ -1,0 +1,93 @@
+"""Several programs run as one: started together, ended together, none left behind."""
+
+import os
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+GRACE_SECONDS = 20.0
+"""How long a program gets to end by itself before it is killed."""
+
+
+def free_port(preferred: int, attempts: int = 20) -> int:
+    """The preferred port of loopback, or the next one that nobody has.
+
+    Raises:
+        OSError: all of them are taken.
+    """
+    for port in range(preferred, preferred + attempts):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise OSError(f"the ports {preferred} to {preferred + attempts - 1} are all taken: name another")
+
+
+def run_together(
+    programs: Mapping[str, Sequence[str]],
+    environment: Mapping[str, str],
+    logs: Path,
+    when_started: Callable[[threading.Event], None],
+) -> str | None:
+    """Run programs until one ends, or until SIGINT or SIGTERM; then end them all.
+
+    Each is the leader of a session of its own, and what it starts is ended with it.
+
+    Args:
+        programs: the command of each, by name.
+        environment: of all of them.
+        logs: a directory; each program's output goes to `<name>.log` in it.
+        when_started: runs beside them; the event tells it that they are being ended.
+
+    Returns:
+        The name of the program that ended by itself, or None if a signal came.
+    """
+    stopping = threading.Event()
+    received = {
+        number: signal.signal(number, lambda *_: stopping.set()) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    logs.mkdir(parents=True, exist_ok=True)
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    try:
+        for name, command in programs.items():
+            with (logs / f"{name}.log").open("ab") as log:
+                running[name] = subprocess.Popen(
+                    command,
+                    env=dict(environment),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+        threading.Thread(target=when_started, args=(stopping,), daemon=True).start()
+        while not stopping.wait(0.2):
+            for name, process in running.items():
+                if process.poll() is not None:
+                    return name
+        return None
+    finally:
+        stopping.set()
+        for process in running.values():
+            _signal_session(process, signal.SIGTERM)
+        for process in running.values():
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_SECONDS)
+            _signal_session(process, signal.SIGKILL)
+            process.wait()
+        for number, handler in received.items():
+            signal.signal(number, handler)
+
+
+def _signal_session(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Signal the program and all that it started."""
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        return  # all of them have ended
