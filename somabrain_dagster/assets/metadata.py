@@ -1,0 +1,38 @@
+"""What assets say of themselves: who owns them, and tables and plots for a person who looks at them."""
+
+import base64
+from collections.abc import Sequence
+from io import BytesIO
+
+import dagster as dg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from somabrain_dagster.store.landed import Column
+
+OWNERS = ["team:learning-operations"]
+LANDED = "landed"
+LEARNING = "learning"
+"""The groups of assets."""
+
+PLOT_COLORS = 64
+
+
+def column_schema(columns: Sequence[Column]) -> dg.TableSchema:
+    """Columns as the database describes them."""
+    return dg.TableSchema(
+        [
+            dg.TableColumn(column.name, column.type, constraints=dg.TableColumnConstraints(column.nullable))
+            for column in columns
+        ]
+    )
+
+
+def plot(figure: Figure, title: str) -> dg.MarkdownMetadataValue:
+    """A figure as a PNG inside Markdown, of few colours: each run keeps its own for good."""
+    drawn, reduced = BytesIO(), BytesIO()
+    figure.savefig(drawn, format="png")
+    Image.open(drawn).convert("RGB").quantize(PLOT_COLORS).save(reduced, format="png", optimize=True)
+    return dg.MetadataValue.md(
+        f"![{title}](data:image/png;base64,{base64.b64encode(reduced.getvalue()).decode()})"
+    )

@@ -1,0 +1,47 @@
+"""The Dagster project: read this first.
+
+What landed (`assets/landed.py`) is observed, aggregated by day (`assets/feedback.py`) and proven
+(`assets/adaptation.py`) by one job, whenever a sensor sees that something new has landed.
+"""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+from somabrain_dagster.settings import Settings
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", dg.BetaWarning)
+    from somabrain_dagster.assets.adaptation import adaptation_state
+    from somabrain_dagster.assets.feedback import feedback_daily_asset
+    from somabrain_dagster.assets.landed import landed
+    from somabrain_dagster.checks.following import state_follows_what_landed
+    from somabrain_dagster.jobs import learning_chain
+    from somabrain_dagster.partitions import feedback_days
+    from somabrain_dagster.resources.brain import brain_resource
+
+
+def build_definitions(
+    settings: Settings | None = None, resources: Mapping[str, Any] | None = None
+) -> dg.Definitions:
+    """Everything that Dagster knows of this project; connects to nothing and starts nothing.
+
+    Args:
+        settings: of the project; from the environment where None.
+        resources: by key, in place of those that the settings give: `brain`.
+    """
+    settings = Settings() if settings is None else settings
+    days = feedback_days(settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.BetaWarning)
+        return dg.Definitions(
+            assets=[landed, feedback_daily_asset(days, settings.first_day), adaptation_state],
+            asset_checks=[state_follows_what_landed(settings)],
+            jobs=[learning_chain],
+            resources={"brain": brain_resource(settings), **(resources or {})},
+        )
+
+
+defs = build_definitions()
