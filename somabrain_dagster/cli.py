@@ -1,0 +1,286 @@
+"""`somabrain`: what a person runs."""
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import NoReturn, ParamSpec, TypeVar
+
+import click
+import psycopg
+import pydantic
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from somabrain_dagster import __version__
+from somabrain_dagster.embedded import EmbeddedServerError
+from somabrain_dagster.learning.configuration import InvalidConfiguration
+from somabrain_dagster.learning.weights import WEIGHTS, to_units
+from somabrain_dagster.operations import chitchat, importing, servers
+from somabrain_dagster.operations.lines import CannotImport
+from somabrain_dagster.operations.summary import ImportSummary, Progress
+from somabrain_dagster.settings import Settings
+from somabrain_dagster.store.adaptation import UnknownTenant, create_tenants, read_states
+from somabrain_dagster.store.cache import SnapshotCache
+from somabrain_dagster.store.database import Database
+from somabrain_dagster.store.verification import Verification, verify
+
+console = Console(width=None if sys.stdout.isatty() else 120)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def fail(message: str) -> NoReturn:
+    """End with an error that says what to do."""
+    raise click.ClickException(message)
+
+
+def explained(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn the errors that a person can act on into their message, without a traceback."""
+
+    @wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except (CannotImport, EmbeddedServerError, InvalidConfiguration, UnknownTenant) as error:
+            fail(str(error))
+        except psycopg.OperationalError as error:
+            fail(f"Postgres cannot be reached: {error}\n`somabrain status` says which servers run.")
+        except pydantic.ValidationError as error:
+            fail(f"a SOMABRAIN_* variable is wrong:\n{error}")
+
+    return run
+
+
+@contextmanager
+def opened(settings: Settings) -> Iterator[tuple[Database, SnapshotCache]]:
+    """The store, its servers started if need be."""
+    database, snapshots = servers.open_store(servers.start(settings))
+    try:
+        yield database, snapshots
+    finally:
+        snapshots.close()
+        database.close()
+
+
+@click.group()
+@click.version_option(__version__)
+def main() -> None:
+    """SomaBrain's learning operations."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+
+
+@main.command()
+@explained
+def up() -> None:
+    """Start the servers that no URL names, and bring the schema up to date."""
+    servers.start(Settings())
+    show_status()
+
+
+@main.command()
+@explained
+def down() -> None:
+    """Stop the embedded servers; their data stay."""
+    stopped = servers.stop(Settings())
+    console.print(f"stopped {' and '.join(stopped)}" if stopped else "nothing was running")
+
+
+@main.command()
+@explained
+def status() -> None:
+    """Say which servers run; exit 1 unless all do."""
+    if not show_status():
+        sys.exit(1)
+
+
+def show_status() -> bool:
+    """Print a row a server and return whether all run."""
+    table = Table(box=None)
+    for heading in ("server", "kind", "", "where"):
+        table.add_column(heading)
+    statuses = servers.status(Settings())
+    for server in statuses:
+        mark = "[green]running[/]" if server.running else "[red]not running[/]"
+        table.add_row(server.name, server.kind, mark, server.where)
+    console.print(table)
+    return all(server.running for server in statuses)
+
+
+@main.command()
+@explained
+def replay() -> None:
+    """Fold the whole log again and compare it with the live weights; derive every shift from its event.
+
+    Exit 1 if anything differs, naming the tenant and the weight or the change.
+    """
+    with opened(Settings()) as (database, _), database.snapshot() as connection:
+        verification = verify(connection)
+    show_verification(verification)
+    if verification.findings:
+        sys.exit(1)
+
+
+def show_verification(verification: Verification, most: int = 20) -> None:
+    """Print the claims that hold, and the findings against those that do not."""
+    log = verification.log
+    console.print(f"{len(log.tenants):,} tenants, {len(log.causes):,} changes of weights")
+    for claim, findings in verification.by_claim().items():
+        if not findings:
+            console.print(f"[green]✓[/] {claim}", highlight=False)
+            continue
+        console.print(f"[red]✗[/] not so: {claim}", highlight=False)
+        for finding in findings[:most]:
+            console.print(f"    {finding}", highlight=False)
+        if len(findings) > most:
+            console.print(f"    … and {len(findings) - most:,} more", highlight=False)
+
+
+@main.group()
+def tenant() -> None:
+    """Tenants and their weights."""
+
+
+@tenant.command("create")
+@click.argument("tenants", nargs=-1, required=True)
+@explained
+def tenant_create(tenants: tuple[str, ...]) -> None:
+    """Create tenants, each at the configured starting weights."""
+    settings = Settings()
+    with opened(settings) as (database, snapshots), database.as_operator() as connection:
+        created = create_tenants(connection, tenants, settings.learning_configuration)
+        snapshots.publish(read_states(connection, created))
+    for name in tenants:
+        console.print(f"{name}: {'created' if name in created else 'exists already'}")
+
+
+@tenant.command("list")
+@click.option("--most", default=50, show_default=True, help="How many tenants to show.")
+@explained
+def tenant_list(most: int) -> None:
+    """Show tenants with their weights, the most changed first."""
+    with opened(Settings()) as (database, _), database.as_operator() as connection:
+        states = read_states(connection)
+    table = Table(box=None)
+    table.add_column("tenant")
+    table.add_column("version", justify="right")
+    for weight in WEIGHTS:
+        table.add_column(weight.symbol, justify="right")
+    for state in sorted(states, key=lambda state: -state.version)[:most]:
+        units = [f"{unit:.4f}" for unit in to_units(state.weights)]
+        table.add_row(state.tenant_id, f"{state.version:,}", *units)
+    console.print(table)
+    if len(states) > most:
+        console.print(f"… and {len(states) - most:,} more")
+
+
+@main.group("import")
+def import_() -> None:
+    """Bring real data in. Importing the same thing again adds nothing."""
+
+
+@import_.command("chitchat")
+@click.option(
+    "--tenants", default=100, show_default=True, help="How many people, those with the most to say."
+)
+@explained
+def import_chitchat(tenants: int) -> None:
+    """The Chit-Chat conversations of 2018: people, their messages, replies and ratings."""
+    settings = Settings()
+    with opened(settings) as (database, snapshots), watched() as progress:
+        summary = chitchat.import_chitchat(
+            database, settings.learning_configuration, tenants, progress, snapshots=snapshots
+        )
+    console.print(str(summary), highlight=False)
+
+
+REJECTS = click.option(
+    "--rejects",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where refused lines go, with number and reason.  [default: FILE.rejects.jsonl]",
+)
+CREATE_TENANTS = click.option("--create-tenants", is_flag=True, help="Create tenants that do not exist yet.")
+FILE = click.argument("file", type=click.Path(path_type=Path))
+
+
+@import_.command("memories")
+@FILE
+@REJECTS
+@CREATE_TENANTS
+@explained
+def import_memories(file: Path, rejects: Path | None, create_tenants: bool) -> None:
+    """Memories from a file of JSON lines; docs/IMPORT.md says what a line holds."""
+    settings = Settings()
+    with opened(settings) as (database, _), watched() as progress:
+        summary = importing.import_memories(
+            database,
+            settings.learning_configuration,
+            file,
+            rejects or beside(file),
+            progress,
+            create_tenants=create_tenants,
+        )
+    finish(summary)
+
+
+@import_.command("feedback")
+@FILE
+@REJECTS
+@CREATE_TENANTS
+@explained
+def import_feedback(file: Path, rejects: Path | None, create_tenants: bool) -> None:
+    """Feedback from a file of JSON lines; docs/IMPORT.md says what a line holds."""
+    settings = Settings()
+    with opened(settings) as (database, snapshots), watched() as progress:
+        summary = importing.import_feedback(
+            database,
+            settings.learning_configuration,
+            file,
+            rejects or beside(file),
+            progress,
+            create_tenants=create_tenants,
+            snapshots=snapshots,
+        )
+    finish(summary)
+
+
+def beside(file: Path) -> Path:
+    """Where the rejects of a file go if nobody says."""
+    return file.with_name(f"{file.name}.rejects.jsonl")
+
+
+def finish(summary: ImportSummary) -> None:
+    """Print what an import did; exit 1 if it left anything out."""
+    console.print(str(summary), highlight=False)
+    if summary.refused:
+        sys.exit(1)
+
+
+@contextmanager
+def watched() -> Iterator[Progress]:
+    """A progress bar for each thing that is done, on a terminal; nothing elsewhere."""
+    with Bars(
+        TextColumn("{task.description:>12}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def progress(what: str, done: int, total: int | None) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield progress
+
+
+if __name__ == "__main__":
+    main()
