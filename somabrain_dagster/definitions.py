@@ -1,7 +1,8 @@
 """The Dagster project: read this first.
 
 What landed (`assets/landed.py`) is observed, aggregated by day (`assets/feedback.py`) and proven
-(`assets/adaptation.py`) by one job, whenever a sensor sees that something new has landed.
+(`assets/adaptation.py`) by one job (`jobs.py`), which a sensor (`sensors/feedback.py`) runs when it sees that
+something new has landed.
 """
 
 import warnings
@@ -21,6 +22,8 @@ with warnings.catch_warnings():
     from somabrain_dagster.jobs import learning_chain
     from somabrain_dagster.partitions import feedback_days
     from somabrain_dagster.resources.brain import brain_resource
+    from somabrain_dagster.sensors.failure import run_failure_sensor
+    from somabrain_dagster.sensors.feedback import feedback_landed_sensor
 
 
 def build_definitions(
@@ -40,6 +43,7 @@ def build_definitions(
             assets=[landed, feedback_daily_asset(days, settings.first_day), adaptation_state],
             asset_checks=[state_follows_what_landed(settings)],
             jobs=[learning_chain],
+            sensors=[feedback_landed_sensor(settings, days), run_failure_sensor(settings)],
             resources={"brain": brain_resource(settings), **(resources or {})},
         )
 

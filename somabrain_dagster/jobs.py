@@ -2,13 +2,17 @@
 
 import dagster as dg
 
+from somabrain_dagster.assets.adaptation import adaptation_state
+from somabrain_dagster.assets.landed import landed
+
 LEARNING_CHAIN = "learning_chain"
+
+PROOF = [*sorted(landed.keys), adaptation_state.key]
+"""What the chain does besides aggregating days."""
 
 learning_chain = dg.define_asset_job(
     LEARNING_CHAIN,
-    selection=dg.AssetSelection.assets(
-        "feedback_events", "recalls", "memories", "token_usage", "feedback_daily", "adaptation_state"
-    ),
+    selection=[*PROOF, dg.AssetKey("feedback_daily")],
     description="Observe what landed, aggregate the days that it is about, and prove the weights. In one "
     "process: the steps are short, and starting a process costs more than each of them.",
     executor_def=dg.in_process_executor,

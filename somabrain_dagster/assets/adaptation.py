@@ -212,7 +212,7 @@ def draw_paths(log: WeightLog, tenants: Sequence[int]) -> Figure:
     for axes in panels[len(moved) :]:
         axes.set_visible(False)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(6, len(labels)), frameon=False)
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
     return figure
 
 

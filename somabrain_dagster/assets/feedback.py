@@ -92,8 +92,10 @@ def draw_days(days: Sequence[Day]) -> Figure:
     above.bar(dates, [day.events for day in days], width=0.9, color="#4477aa")
     above.set_ylabel("events")
     below.axhline(0, color="#bbbbbb", linewidth=1)
-    below.plot(dates, [day.utility_sum / day.events for day in days], ".-", color="#228833", label="utility")
-    below.plot(dates, [day.reward_sum / day.events for day in days], ".-", color="#ee6677", label="reward")
+    utility = [day.utility_sum / day.events for day in days]
+    reward = [day.reward_sum / day.events for day in days]
+    below.plot(dates, utility, "o", color="#228833", markersize=5, fillstyle="none", label="utility")
+    below.plot(dates, reward, ".", color="#ee6677", markersize=4, label="reward")
     below.set_ylabel("mean of the day")
     below.legend(frameon=False, ncols=2)
     below.tick_params(axis="x", rotation=20)
