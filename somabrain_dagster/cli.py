@@ -1,7 +1,10 @@
 """`somabrain`: what a person runs."""
 
 import logging
+import os
+import shlex
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -20,7 +23,7 @@ from somabrain_dagster import __version__
 from somabrain_dagster.embedded import EmbeddedServerError
 from somabrain_dagster.learning.configuration import InvalidConfiguration
 from somabrain_dagster.learning.weights import WEIGHTS, to_units
-from somabrain_dagster.operations import chitchat, importing, servers
+from somabrain_dagster.operations import chitchat, dagster_home, importing, processes, servers
 from somabrain_dagster.operations.lines import CannotImport
 from somabrain_dagster.operations.summary import ImportSummary, Progress
 from somabrain_dagster.settings import Settings
@@ -138,6 +141,88 @@ def show_verification(verification: Verification, most: int = 20) -> None:
             console.print(f"    {finding}", highlight=False)
         if len(findings) > most:
             console.print(f"    … and {len(findings) - most:,} more", highlight=False)
+
+
+@main.command()
+@explained
+def demo() -> None:
+    """Import 100 people's real conversations, materialise everything, and report.
+
+    Run again, it says what is there and changes nothing.
+    """
+    # Dagster takes a second to import: only what needs it waits for it.
+    from somabrain_dagster import demo as demonstration
+
+    settings = Settings()
+    with watched() as progress:
+        verification = demonstration.run(settings, console, progress)
+    console.print("\n[bold]What is proven of it[/]")
+    show_verification(verification)
+    console.print("\n[bold]Where things are[/]")
+    console.print("the UI      `make up` opens it at http://127.0.0.1:3000", highlight=False)
+    console.print("the servers `somabrain status`; `make down` stops them", highlight=False)
+    console.print(f"the files   {settings.home}", highlight=False, soft_wrap=True)
+    if verification.findings:
+        sys.exit(1)
+
+
+@main.command()
+@click.option("--port", default=3000, show_default=True, help="Of the UI; the next free one if it is taken.")
+@explained
+def ui(port: int) -> None:
+    """Open Dagster's UI on loopback, with its daemon and sensors, until Ctrl-C; then stop everything.
+
+    Servers that ran before go on running.
+    """
+    settings = Settings()
+    ran_before = {server.name for server in servers.status(settings) if server.running}
+    running = servers.start(settings)
+    environment = {**os.environ, **dagster_home.prepare(settings, running)}
+    workspace = str(dagster_home.workspace(settings))
+    programs = Path(sys.executable).parent
+    port = processes.free_port(port)
+    url = f"http://127.0.0.1:{port}"
+    logs = settings.home / "logs"
+    console.print("starting Dagster …")
+
+    def announce(stopping: threading.Event) -> None:
+        if dagster_home.wait_until_healthy(url, stopping):
+            console.print(
+                f"Dagster's UI: {url}/asset-groups (its daemon is healthy; Ctrl-C stops)", style="bold"
+            )
+
+    try:
+        ended = processes.run_together(
+            {
+                "webserver": [
+                    str(programs / "dagster-webserver"),
+                    "-h",
+                    "127.0.0.1",
+                    "-p",
+                    str(port),
+                    "-w",
+                    workspace,
+                ],
+                "daemon": [str(programs / "dagster-daemon"), "run", "-w", workspace],
+            },
+            environment,
+            logs,
+            announce,
+        )
+    finally:
+        console.print("stopping …")
+        servers.stop(settings, leaving=ran_before)
+    if ended is not None:
+        fail(f"the {ended} ended by itself; {logs / ended}.log says why")
+
+
+@main.command()
+@explained
+def env() -> None:
+    """Print the variables that Dagster's own programs need: eval "$(somabrain env)"."""
+    settings = Settings()
+    for name, value in dagster_home.prepare(settings, servers.start(settings)).items():
+        click.echo(f"export {name}={shlex.quote(value)}")
 
 
 @main.group()

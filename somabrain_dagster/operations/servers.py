@@ -1,5 +1,6 @@
 """The servers that a process works with: those that the settings name, embedded ones for the rest."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit, urlunsplit
 
@@ -19,6 +20,8 @@ from somabrain_dagster.store import schema
 from somabrain_dagster.store.cache import SnapshotCache
 from somabrain_dagster.store.database import Database, ensure_sibling_database, server_version
 
+POSTGRES = "postgres"
+REDIS = "redis"
 BRAIN = "somabrain"
 DAGSTER = "dagster"
 """The databases of the embedded server. Dagster's is apart: a long transaction of its own must not hold back
@@ -85,13 +88,16 @@ def start(settings: Settings) -> Servers:
     return Servers(database_url, dagster_url, redis_url)
 
 
-def stop(settings: Settings) -> list[str]:
-    """Stop the embedded servers of this home and name those that ran; servers by URL are left alone."""
+def stop(settings: Settings, leaving: Collection[str] = ()) -> list[str]:
+    """Stop the embedded servers of this home, except those to leave, and name those that ran.
+
+    Servers by URL are left alone.
+    """
     stopped = []
-    if settings.database_url is None and stop_postgres(settings.home):
-        stopped.append("postgres")
-    if settings.redis_url is None and stop_valkey(settings.home):
-        stopped.append("valkey")
+    if settings.database_url is None and POSTGRES not in leaving and stop_postgres(settings.home):
+        stopped.append(POSTGRES)
+    if settings.redis_url is None and REDIS not in leaving and stop_valkey(settings.home):
+        stopped.append(REDIS)
     return stopped
 
 
@@ -104,22 +110,22 @@ def _postgres_status(settings: Settings) -> ServerStatus:
     if settings.database_url is None:
         postgres = postgres_status(settings.home)
         if postgres is None:
-            return ServerStatus("postgres", "embedded", f"stopped, in {settings.home}", running=False)
-        return ServerStatus("postgres", "embedded", f"{postgres.host}:{postgres.port}", running=True)
+            return ServerStatus(POSTGRES, "embedded", f"stopped, in {settings.home}", running=False)
+        return ServerStatus(POSTGRES, "embedded", f"{postgres.host}:{postgres.port}", running=True)
     url = settings.database_url.get_secret_value()
     version = server_version(url)
     where = _without_password(url) + ("" if version is None else f", PostgreSQL {version}")
-    return ServerStatus("postgres", "by SOMABRAIN_DATABASE_URL", where, running=version is not None)
+    return ServerStatus(POSTGRES, "by SOMABRAIN_DATABASE_URL", where, running=version is not None)
 
 
 def _redis_status(settings: Settings) -> ServerStatus:
     if settings.redis_url is None:
         valkey = valkey_status(settings.home)
         if valkey is None:
-            return ServerStatus("redis", "embedded", f"stopped, in {settings.home}", running=False)
-        return ServerStatus("redis", "embedded", f"{valkey.host}:{valkey.port}", running=True)
+            return ServerStatus(REDIS, "embedded", f"stopped, in {settings.home}", running=False)
+        return ServerStatus(REDIS, "embedded", f"{valkey.host}:{valkey.port}", running=True)
     url = settings.redis_url.get_secret_value()
-    return ServerStatus("redis", "by SOMABRAIN_REDIS_URL", _without_password(url), running=_answers(url))
+    return ServerStatus(REDIS, "by SOMABRAIN_REDIS_URL", _without_password(url), running=_answers(url))
 
 
 def _answers(redis_url: str) -> bool:

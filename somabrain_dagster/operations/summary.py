@@ -70,6 +70,11 @@ class ImportSummary:
     seconds: float = 0.0
 
     @property
+    def landed(self) -> int:
+        """How many rows are new, of every kind."""
+        return sum(tally.landed for tally in self.tallies.values())
+
+    @property
     def refused(self) -> int:
         """How many rows were left out, of every kind."""
         return sum(tally.refused.total() for tally in self.tallies.values())
