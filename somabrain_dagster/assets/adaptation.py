@@ -101,9 +101,6 @@ def adaptation_state(
     log = verification.log
     heads = heads_of(log)
     results = [check_result(claim.check, verification.of(claim.claim)) for claim in _CLAIMS]
-    if all(result.passed for result in results):
-        with brain.database.as_operator() as connection:
-            advance_marks(connection, ADAPTATION_STATE, heads)
     most_changed = np.argsort(-log.log.lengths, kind="stable").tolist()
     yield dg.MaterializeResult(
         data_version=dg.DataVersion(position(heads)),
@@ -114,17 +111,20 @@ def adaptation_state(
             "tenants": len(heads),
             "changes": int(log.log.lengths.sum()),
             "events": sum(head.feedback_seq for head in heads),
-            f"weights (the {LISTED_TENANTS} tenants with most changes)"
-            if len(heads) > LISTED_TENANTS
-            else "weights": weights_table(log, most_changed[:LISTED_TENANTS]),
             **(
                 {"paths of the weights": plot(draw_paths(log, most_changed[:DRAWN_TENANTS]), "weights")}
                 if heads
                 else {}
             ),
+            f"weights (the {LISTED_TENANTS} tenants with most changes)"
+            if len(heads) > LISTED_TENANTS
+            else "weights": weights_table(log, most_changed[:LISTED_TENANTS]),
         },
         check_results=results,
     )
+    if all(result.passed for result in results):
+        with brain.database.as_operator() as connection:
+            advance_marks(connection, ADAPTATION_STATE, heads)
 
 
 def heads_of(log: WeightLog) -> list[Head]:
@@ -138,7 +138,7 @@ def heads_of(log: WeightLog) -> list[Head]:
 def check_result(name: str, findings: Sequence[Finding]) -> dg.AssetCheckResult:
     """Whether a claim holds, with the first of what contradicts it."""
     if not findings:
-        return dg.AssetCheckResult(check_name=name, passed=True)
+        return dg.AssetCheckResult(check_name=name, passed=True, metadata={"findings": 0})
     listed = [
         dg.TableRecord(
             {

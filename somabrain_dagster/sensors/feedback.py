@@ -10,7 +10,6 @@ from somabrain_dagster.store.daily import UnseenDays, read_unseen_days
 from somabrain_dagster.store.positions import ADAPTATION_STATE, position, read_heads, read_lag
 
 POSITION_TAG = "somabrain/position"
-RUN_KEY_TAG = "dagster/run_key"
 FIRST_DAY_TAG = "dagster/asset_partition_range_start"
 LAST_DAY_TAG = "dagster/asset_partition_range_end"
 UNFINISHED = [
@@ -65,10 +64,9 @@ def feedback_landed_sensor(settings: Settings, days: dg.DailyPartitionsDefinitio
                 f"run {run.run_id} for position {run.tags.get(POSITION_TAG, 'unknown')} is "
                 f"{run.status.value.lower()}: position {here} waits for it"
             )
-        request = _request(here, unseen)
-        earlier = context.instance.get_runs(
-            dg.RunsFilter(job_name=LEARNING_CHAIN, tags={RUN_KEY_TAG: request.run_key or ""}), limit=1
-        )
+        # The days as well: one that was still to come when an event landed may have come since.
+        tags = {POSITION_TAG: here, **_span(unseen)}
+        earlier = context.instance.get_runs(dg.RunsFilter(job_name=LEARNING_CHAIN, tags=tags), limit=1)
         if earlier:
             return _skip(
                 f"position {here} had its run {earlier[0].run_id}, which ended as "
@@ -81,6 +79,12 @@ def feedback_landed_sensor(settings: Settings, days: dg.DailyPartitionsDefinitio
             unseen.events,
             _outside(unseen, settings),
         )
+        request = dg.RunRequest(
+            run_key=" ".join(tags.values()),
+            tags=tags,
+            # Without new days there is nothing to aggregate, and only the weights are proven.
+            asset_selection=PROOF if unseen.first is None else None,
+        )
         return dg.SensorResult(run_requests=[request], cursor=here)
 
     return feedback_landed
@@ -90,17 +94,11 @@ def _skip(reason: str) -> dg.SensorResult:
     return dg.SensorResult(skip_reason=reason)
 
 
-def _request(here: str, unseen: UnseenDays) -> dg.RunRequest:
-    """One run for this position; where there is no new day to aggregate, it only proves the weights."""
+def _span(unseen: UnseenDays) -> dict[str, str]:
+    """The tags by which one run takes all the days."""
     if unseen.first is None or unseen.last is None:
-        return dg.RunRequest(
-            run_key=here,
-            tags={POSITION_TAG: here},
-            asset_selection=PROOF,
-        )
-    # The days are in the key because one that was still to come when an event landed may have come since.
-    span = {FIRST_DAY_TAG: unseen.first.isoformat(), LAST_DAY_TAG: unseen.last.isoformat()}
-    return dg.RunRequest(run_key=" ".join((here, *span.values())), tags={POSITION_TAG: here, **span})
+        return {}
+    return {FIRST_DAY_TAG: unseen.first.isoformat(), LAST_DAY_TAG: unseen.last.isoformat()}
 
 
 def _outside(unseen: UnseenDays, settings: Settings) -> str:
