@@ -16,7 +16,17 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from somabrain_dagster.learning.configuration import LearningConfiguration
 
-_PLACES = {"home", "database_url", "redis_url", "dagster_database_url", "postgres_binaries", "valkey_binary"}
+_PLACES = {
+    "home",
+    "database_url",
+    "redis_url",
+    "dagster_database_url",
+    "postgres_binaries",
+    "valkey_binary",
+} | {
+    "embedding_url",
+    "embedding_api_key",
+}
 """Where things are, as opposed to what is done: not part of the digest."""
 
 
@@ -31,6 +41,13 @@ class Settings(BaseSettings):
         postgres_binaries, valkey_binary: other programs for the embedded servers than the bundled ones.
         learning: entries of the learning configuration that differ from the defaults.
         learning_rate_dynamic: whether dopamine scales the learning rate.
+        tau_adaptation: whether recalls steer τ by the diversity of what a tenant recalls.
+        neuromodulated_recall: whether noradrenaline sharpens and acetylcholine leans recall.
+        graph_augment_max_additions: how many memories links alone may bring into one recall.
+        working_memory_capacity: how many memories a session's working memory holds.
+        working_memory_seconds: how long a working memory that nobody adds to is kept.
+        embedding_url, embedding_model, embedding_dimension, embedding_api_key: a service that speaks the
+            `/embeddings` protocol; without a URL the bundled model runs in the process.
         learning_loop_enabled: whether training corpora may be built at all.
         autopilot: whether sensors may change anything.
         sensor_interval_seconds: how often sensors look.
@@ -47,6 +64,15 @@ class Settings(BaseSettings):
     valkey_binary: Path | None = None
     learning: dict[str, Any] = Field(default_factory=dict)
     learning_rate_dynamic: bool = False
+    tau_adaptation: bool = True
+    neuromodulated_recall: bool = False
+    graph_augment_max_additions: int = Field(default=10, ge=0, le=100)
+    working_memory_capacity: int = Field(default=32, ge=1, le=10_000)
+    working_memory_seconds: int = Field(default=86_400, ge=1)
+    embedding_url: str | None = None
+    embedding_model: str | None = None
+    embedding_dimension: int | None = Field(default=None, ge=1, le=8192)
+    embedding_api_key: SecretStr | None = None
     learning_loop_enabled: bool = False
     autopilot: bool = False
     sensor_interval_seconds: int = Field(default=300, ge=1)

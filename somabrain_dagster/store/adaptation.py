@@ -114,6 +114,18 @@ def read_state(connection: Connection, tenant_id: str) -> AdaptationState:
     return states[0]
 
 
+def require_tenants(connection: Connection, tenants: Sequence[str]) -> None:
+    """Make sure that these tenants exist.
+
+    Raises:
+        UnknownTenant: one does not, or the transaction must not see it.
+    """
+    known = connection.execute("SELECT tenant_id FROM tenants WHERE tenant_id = ANY (%s)", (list(tenants),))
+    unknown = set(tenants) - {tenant_id for (tenant_id,) in known}
+    if unknown:
+        raise UnknownTenant(min(unknown))
+
+
 def remember_configurations(connection: Connection, configurations: Iterable[LearningConfiguration]) -> None:
     """Store configurations under their digests, so that a change that names one can be derived again."""
     for configuration in configurations:

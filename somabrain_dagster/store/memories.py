@@ -9,13 +9,18 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, TypeVar
 
 import msgspec
+import numpy as np
 import psycopg
+from numpy.typing import NDArray
 
 from somabrain_dagster.store.adaptation import UnknownTenant
 from somabrain_dagster.store.canonical import digest
 from somabrain_dagster.store.database import Connection
 from somabrain_dagster.store.feedback_contract import TENANT_PATTERN
 from somabrain_dagster.store.weight_log import as_recordset
+
+Embedding = NDArray[np.float32]
+"""Shape (d,), of unit length."""
 
 LARGEST_TEXT = 64 * 1024
 """Bytes of UTF-8."""
@@ -40,6 +45,18 @@ _NUL_IN_JSON = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 class InvalidMemory(ValueError):
     """A memory that cannot be kept as it is; the message names the field and what it must be."""
+
+
+class KeyReused(ValueError):
+    """A key that stands for another memory already.
+
+    Attributes:
+        position: of the memory among those that were given.
+    """
+
+    def __init__(self, position: int, key: str) -> None:
+        super().__init__(f"the key {key!r} was used for another memory: use a new key")
+        self.position = position
 
 
 class InvalidLink(ValueError):
@@ -110,6 +127,21 @@ class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     occurred_at: _Time
     kind: Word = "related"
     weight: float = 1.0
+
+
+class LinkEnds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """Which link is meant.
+
+    Attributes:
+        tenant_id: whose memories they are.
+        source_id, target_id: its two memories.
+        kind: what joins them.
+    """
+
+    tenant_id: _Tenant
+    source_id: int
+    target_id: int
+    kind: Word = "related"
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,12 +237,15 @@ def content_digest(memory: Memory) -> bytes:
 
 _REMEMBER = """
     INSERT INTO memories (
-        tenant_id, occurred_at, namespace, conversation_id, speaker, text, payload, content_digest
+        tenant_id, occurred_at, namespace, conversation_id, speaker, text, payload, content_digest,
+        embedding, model_id
     )
-    SELECT tenant_id, occurred_at, namespace, conversation_id, speaker, text, payload, content_digest
+    SELECT
+        tenant_id, occurred_at, namespace, conversation_id, speaker, text, payload, content_digest,
+        embedding, CASE WHEN embedding IS NOT NULL THEN %s::int END
     FROM json_to_recordset(%s::json) AS memory (
         tenant_id text, occurred_at timestamptz, namespace text, conversation_id text, speaker text,
-        text text, payload jsonb, content_digest bytea
+        text text, payload jsonb, content_digest bytea, embedding vector
     )
     ON CONFLICT (tenant_id, content_digest) DO NOTHING
     RETURNING tenant_id, content_digest, memory_id
@@ -225,14 +260,22 @@ _FIND = """
 _Key = tuple[str, bytes]
 
 
-def remember_all(connection: Connection, memories: Sequence[Memory]) -> list[Remembered]:
+def remember_all(
+    connection: Connection,
+    memories: Sequence[Memory],
+    embeddings: Sequence[Embedding | None] | None = None,
+    model_id: int | None = None,
+) -> list[Remembered]:
     """Keep memories; the same content is kept once and always has the same id.
 
-    New ids rise in the order that is given. Of memories with the same content the first one's payload stays.
+    New ids rise in the order that is given. Of memories with the same content the first one's payload and
+    embedding stay; one that had no embedding gets it.
 
     Args:
         connection: a transaction for these tenants.
         memories: checked ones, as `parse_memory` gives them.
+        embeddings: of each, None for one that has none here; without them no memory has one.
+        model_id: by which model, as `adopt_model` gives it for these tenants.
 
     Returns:
         One answer for each, in order.
@@ -245,7 +288,9 @@ def remember_all(connection: Connection, memories: Sequence[Memory]) -> list[Rem
     try:
         with connection.transaction(), _plans_kept(connection):
             for start in range(0, len(memories), _CHUNK):
-                remembered += _remember_chunk(connection, memories[start : start + _CHUNK])
+                chunk = slice(start, start + _CHUNK)
+                vectors = None if embeddings is None else embeddings[chunk]
+                remembered += _remember_chunk(connection, memories[chunk], vectors, model_id)
     except (psycopg.errors.ForeignKeyViolation, psycopg.errors.InsufficientPrivilege) as error:
         names = list({memory.tenant_id for memory in memories})
         known = connection.execute("SELECT tenant_id FROM tenants WHERE tenant_id = ANY (%s)", (names,))
@@ -256,13 +301,29 @@ def remember_all(connection: Connection, memories: Sequence[Memory]) -> list[Rem
     return remembered
 
 
-def _remember_chunk(connection: Connection, memories: Sequence[Memory]) -> list[Remembered]:
+def _remember_chunk(
+    connection: Connection,
+    memories: Sequence[Memory],
+    embeddings: Sequence[Embedding | None] | None,
+    model_id: int | None,
+) -> list[Remembered]:
     keys: list[_Key] = [(memory.tenant_id, content_digest(memory)) for memory in memories]
     first: dict[_Key, int] = {}
     for position, key in enumerate(keys):
         first.setdefault(key, position)
     found: dict[_Key, Remembered] = {}
+    # Looked for before it is inserted: a row that conflicts costs as much as one that is kept. One that
+    # another transaction commits between the two is found in the next round.
     while missing := [key for key in first if key not in found]:
+        known = connection.execute(_FIND, tuple(map(list, zip(*missing, strict=True))))
+        old: list[tuple[str, int, Embedding]] = []
+        for tenant_id, content, memory_id in known:
+            found[tenant_id, content] = Remembered(memory_id, repeated=True)
+            vector = None if embeddings is None else embeddings[first[tenant_id, content]]
+            if vector is not None:
+                old.append((tenant_id, memory_id, vector))
+        if old and model_id is not None:
+            give_embeddings(connection, old, model_id)
         rows = [
             {
                 "tenant_id": (memory := memories[first[key]]).tenant_id,
@@ -273,22 +334,120 @@ def _remember_chunk(connection: Connection, memories: Sequence[Memory]) -> list[
                 "text": memory.text,
                 "payload": memory.payload,
                 "content_digest": key[1],
+                "embedding": None if embeddings is None else _components(embeddings[first[key]]),
             }
             for key in missing
+            if key not in found
         ]
-        for tenant_id, content, memory_id in connection.execute(_REMEMBER, (as_recordset(rows),)):
-            found[tenant_id, content] = Remembered(memory_id, repeated=False)
-        # A second statement sees what another transaction committed while the first one waited for it. What
-        # was deleted between the two is inserted in another round.
-        old = [key for key in missing if key not in found]
-        if old:
-            rows_of_old = connection.execute(_FIND, tuple(map(list, zip(*old, strict=True))))
-            for tenant_id, content, memory_id in rows_of_old:
-                found[tenant_id, content] = Remembered(memory_id, repeated=True)
+        if rows:
+            new = connection.execute(_REMEMBER, (model_id, as_recordset(rows)))
+            for tenant_id, content, memory_id in new:
+                found[tenant_id, content] = Remembered(memory_id, repeated=False)
     return [
         found[key] if first[key] == position else Remembered(found[key].memory_id, repeated=True)
         for position, key in enumerate(keys)
     ]
+
+
+def _components(embedding: Embedding | None) -> list[float] | None:
+    return None if embedding is None else embedding.tolist()
+
+
+def give_embeddings(
+    connection: Connection, embedded: Sequence[tuple[str, int, Embedding]], model_id: int
+) -> int:
+    """Give embeddings to memories that have none; those that have one keep it.
+
+    Args:
+        connection: a transaction for these tenants.
+        embedded: tenant, memory and vector.
+        model_id: by which model, as `adopt_model` gives it for these tenants.
+
+    Returns:
+        How many memories got one.
+    """
+    given = 0
+    for start in range(0, len(embedded), _CHUNK):
+        rows: list[dict[str, Any]] = [
+            {"tenant_id": tenant_id, "memory_id": memory_id, "embedding": _components(vector)}
+            for tenant_id, memory_id, vector in embedded[start : start + _CHUNK]
+        ]
+        given += connection.execute(
+            """
+            UPDATE memories m SET embedding = n.embedding, model_id = %s
+            FROM json_to_recordset(%s::json) AS n (tenant_id text, memory_id bigint, embedding vector)
+            WHERE m.tenant_id = n.tenant_id AND m.memory_id = n.memory_id AND m.embedding IS NULL
+            """,
+            (model_id, as_recordset(rows)),
+        ).rowcount
+    return given
+
+
+def without_embedding(connection: Connection, limit: int) -> list[tuple[str, int, str | None, str]]:
+    """Tenant, id, speaker and text of memories that have no embedding, as many as the limit at most."""
+    return connection.execute(
+        """
+        SELECT tenant_id, memory_id, speaker, text FROM memories WHERE embedding IS NULL
+        ORDER BY tenant_id, memory_id LIMIT %s
+        """,
+        (limit,),
+    ).fetchall()
+
+
+def count_without_embedding(connection: Connection) -> int:
+    """How many memories have no embedding."""
+    (count,) = connection.execute("SELECT count(*) FROM memories WHERE embedding IS NULL").fetchone() or (0,)
+    return int(count)
+
+
+def embedded_already(connection: Connection, keys: Sequence[tuple[str, bytes]]) -> set[tuple[str, bytes]]:
+    """Of these tenants and content digests, those that are there with an embedding."""
+    rows = connection.execute(
+        f"{_FIND} WHERE embedding IS NOT NULL",
+        ([tenant_id for tenant_id, _ in keys], [digest for _, digest in keys]),
+    )
+    return {(tenant_id, digest) for tenant_id, digest, _ in rows}
+
+
+def claim_keys(connection: Connection, keys: Sequence[tuple[str, str, bytes]]) -> None:
+    """Let each key stand for its content, for ever.
+
+    Args:
+        connection: a transaction for these tenants.
+        keys: tenant, key and content digest.
+
+    Raises:
+        KeyReused: a key stands for another content already.
+    """
+    rows: list[dict[str, Any]] = [
+        {"position": position, "tenant_id": tenant_id, "key": key, "content_digest": digest}
+        for position, (tenant_id, key, digest) in enumerate(keys)
+    ]
+    rows.sort(
+        key=lambda row: (row["tenant_id"], row["key"])
+    )  # two that claim at once wait, and do not deadlock
+    text = as_recordset(rows)
+    connection.execute(
+        """
+        INSERT INTO memory_keys (tenant_id, key, content_digest)
+        SELECT tenant_id, key, content_digest
+        FROM json_to_recordset(%s::json) AS claimed (tenant_id text, key text, content_digest bytea)
+        ON CONFLICT DO NOTHING
+        """,
+        (text,),
+    )
+    taken = connection.execute(
+        """
+        SELECT claimed.position, claimed.key
+        FROM json_to_recordset(%s::json)
+            AS claimed (position int, tenant_id text, key text, content_digest bytea)
+        JOIN memory_keys k USING (tenant_id, key)
+        WHERE k.content_digest <> claimed.content_digest ORDER BY claimed.position LIMIT 1
+        """,
+        (text,),
+    ).fetchone()
+    if taken is not None:
+        raise KeyReused(*taken)
 
 
 _LINK = """
@@ -309,6 +468,30 @@ _FIRST_UNKNOWN = """
 """
 
 
+def check_links(links: Sequence[Link]) -> None:
+    """Check links that were made in Python, where nothing has checked their fields yet.
+
+    Raises:
+        InvalidLink: a field is of the wrong type or out of range, a link joins a memory to itself, or its
+            weight is not a number above 0.
+    """
+    for position, link in enumerate(links):
+        try:
+            msgspec.convert(msgspec.structs.asdict(link), type=Link)
+        except msgspec.ValidationError as error:
+            raise InvalidLink(position, f"link {position}: {error}") from error
+        if link.source_id == link.target_id:
+            raise InvalidLink(
+                position, f"link {position} joins memory {link.source_id} to itself: name two memories"
+            )
+        if not 0 < link.weight < math.inf:
+            raise InvalidLink(
+                position,
+                f"link {position}, from memory {link.source_id} to {link.target_id}, has the weight "
+                f"{link.weight}: it must be finite and above 0",
+            )
+
+
 def link_all(connection: Connection, links: Sequence[Link]) -> int:
     """Link memories; a link that is there already, with the same ends and kind, stays as it is.
 
@@ -324,17 +507,7 @@ def link_all(connection: Connection, links: Sequence[Link]) -> int:
         UnknownMemory: an end of a link is no memory of its tenant, or the transaction must not see it.
             Nothing was linked.
     """
-    for position, link in enumerate(links):
-        if link.source_id == link.target_id:
-            raise InvalidLink(
-                position, f"link {position} joins memory {link.source_id} to itself: name two memories"
-            )
-        if not 0 < link.weight < math.inf:
-            raise InvalidLink(
-                position,
-                f"link {position}, from memory {link.source_id} to {link.target_id}, has the weight "
-                f"{link.weight}: it must be finite and above 0",
-            )
+    check_links(links)
     new = 0
     try:
         with connection.transaction(), _plans_kept(connection):
@@ -364,3 +537,26 @@ def _plans_kept(connection: Connection) -> Iterator[None]:
     connection.execute(change, ("auto",))
     yield
     connection.execute(change, (before,))
+
+
+def unlink_all(connection: Connection, links: Sequence[LinkEnds]) -> int:
+    """Take links away; one that is not there stays away.
+
+    Args:
+        connection: a transaction for these tenants.
+        links: by their ends and kind.
+
+    Returns:
+        How many there were.
+    """
+    rows: list[dict[str, Any]] = [msgspec.structs.asdict(link) for link in links]
+    return connection.execute(
+        """
+        DELETE FROM memory_links l
+        USING json_to_recordset(%s::json)
+            AS gone (tenant_id text, source_id bigint, target_id bigint, kind text)
+        WHERE (l.tenant_id, l.source_id, l.target_id, l.kind)
+            = (gone.tenant_id, gone.source_id, gone.target_id, gone.kind)
+        """,
+        (as_recordset(rows),),
+    ).rowcount

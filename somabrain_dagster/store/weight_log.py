@@ -29,6 +29,7 @@ class WeightChange(msgspec.Struct, frozen=True, kw_only=True):
         configuration: digest of the configuration in force.
         event_seq, event_digest: the feedback event that it answers.
         restored_version: the version whose weights a rollback gave back.
+        recall_id: the recall after which τ was steered.
     """
 
     tenant_id: str
@@ -44,6 +45,7 @@ class WeightChange(msgspec.Struct, frozen=True, kw_only=True):
     event_seq: int | None = None
     event_digest: bytes | None = None
     restored_version: int | None = None
+    recall_id: int | None = None
 
     def hash(self, previous: bytes) -> bytes:
         """SHA-256 over the previous hash and every column, each framed by its length as Postgres sends it.
@@ -67,9 +69,17 @@ class WeightChange(msgspec.Struct, frozen=True, kw_only=True):
                     _bigint(self.event_seq),
                     _bytes(self.event_digest),
                     _bigint(self.restored_version),
+                    *self._later_frames(),
                 )
             )
         ).digest()
+
+    def _later_frames(self) -> tuple[bytes, ...]:
+        """Of columns that were added later: none where they are null, so that a row hashes as it always did.
+
+        Frames are read off one by one: one more makes a row that no row without it reads like.
+        """
+        return () if self.recall_id is None else (_bigint(self.recall_id),)
 
 
 def _bytes(value: bytes | None) -> bytes:
@@ -106,15 +116,15 @@ _encode = msgspec.json.Encoder().encode
 _INSERT_CHANGES = """
     INSERT INTO weight_changes (
         tenant_id, version, created_at, cause, shift, low, high, after,
-        registry_version, configuration, event_seq, event_digest, restored_version, hash
+        registry_version, configuration, event_seq, event_digest, restored_version, recall_id, hash
     )
     SELECT
         tenant_id, version, created_at, cause, shift, low, high, after,
-        registry_version, configuration, event_seq, event_digest, restored_version, hash
+        registry_version, configuration, event_seq, event_digest, restored_version, recall_id, hash
     FROM json_to_recordset(%s::json) AS change (
         tenant_id text, version bigint, created_at timestamptz, cause text, shift bigint[], low bigint[],
         high bigint[], after bigint[], registry_version smallint, configuration bytea, event_seq bigint,
-        event_digest bytea, restored_version bigint, hash bytea
+        event_digest bytea, restored_version bigint, recall_id bigint, hash bytea
     )
 """
 
