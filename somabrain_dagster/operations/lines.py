@@ -27,7 +27,7 @@ class Line:
     Attributes:
         number: from 1.
         content: its bytes without the line break; only the first ones if it is too long.
-        length: how many bytes it has.
+        length: how many bytes it has; if it is too long, its line break is counted too.
         end: how many bytes the file has up to the end of the line.
     """
 
