@@ -151,7 +151,7 @@ def create_tenants(
 
     Args:
         connection: an operator's transaction.
-        tenants: the new keys.
+        tenants: the new keys, in any order.
         configuration: the global learning configuration.
         overrides: what these tenants have different from it.
 
@@ -169,7 +169,8 @@ def create_tenants(
             INSERT INTO tenants (tenant_id, overrides) SELECT unnest(%s::text[]), %s::jsonb
             ON CONFLICT DO NOTHING RETURNING tenant_id
             """,
-            (list(tenants), canonical_json(dict(overrides or {})).decode()),
+            # In one order, so that two who create the same tenants wait for one another and none deadlocks.
+            (sorted(tenants), canonical_json(dict(overrides or {})).decode()),
         )
     ]
     if not created:
