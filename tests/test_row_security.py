@@ -81,7 +81,7 @@ def assert_powerless(connection: Connection) -> None:
 
 @dataclass(frozen=True)
 class Populated:
-    """A database in which every tenants' table has rows of two tenants."""
+    """A database with rows of two tenants."""
 
     database: Database
     alice: str
@@ -103,12 +103,6 @@ def populated(shared_database: Database) -> Populated:
         create_tenants(connection, [populated.alice, populated.bob], CONFIGURATION)
     for tenant in (populated.alice, populated.bob):
         live(shared_database, tenant)
-    with shared_database.as_operator() as connection:
-        present = {table: tenants_in(connection, table) for table in tables(connection)}
-    both = {populated.alice, populated.bob}
-    assert {table for table, tenants in present.items() if not both <= tenants} == set(), (
-        "these tables have no rows of both tenants: give them some in `live`"
-    )
     return populated
 
 
@@ -162,6 +156,13 @@ def live(database: Database, tenant: str) -> None:
         )
         connection.execute(
             """
+            INSERT INTO api_keys (tenant_id, key_id, scope, secret_hash)
+            VALUES (%s, left(encode(sha256(convert_to(%s, 'UTF8')), 'hex'), 16), 'tenant', sha256('secret'))
+            """,
+            (tenant, tenant),
+        )
+        connection.execute(
+            """
             INSERT INTO feedback_daily (
                 tenant_id, day, events, sessions,
                 utility_sum, utility_square_sum, reward_sum, reward_square_sum
@@ -209,21 +210,22 @@ def own_rows(connection: Connection) -> dict[str, int]:
     return {table: connection.execute(on(table, "SELECT FROM {}")).rowcount for table in tables(connection)}
 
 
+def test_every_table_has_rows_of_both_tenants_to_hide(populated: Populated, operator: Connection) -> None:
+    """Whoever adds a table gives it a row in `live`, so that the tests below are about it too."""
+    both = {populated.alice, populated.bob}
+    assert {table for table in tables(operator) if not both <= tenants_in(operator, table)} == set()
+
+
 def test_a_tenant_sees_its_own_rows_and_no_other(populated: Populated, tenant: Connection) -> None:
     seen = {table: tenants_in(tenant, table) for table in tables(tenant)}
-    assert seen == {table: {populated.alice} for table in tables(tenant)}
+    assert {table: tenants for table, tenants in seen.items() if tenants != {populated.alice}} == {}
 
 
 def test_a_batch_sees_the_tenants_that_it_names(populated: Populated) -> None:
     both = {populated.alice, populated.bob}
     with populated.as_tenants(*both) as connection:
         seen = {table: tenants_in(connection, table) for table in tables(connection)}
-        assert seen == dict.fromkeys(tables(connection), both)
-
-
-def test_an_operator_sees_all_tenants(populated: Populated, operator: Connection) -> None:
-    for table in tables(operator):
-        assert {populated.alice, populated.bob} <= tenants_in(operator, table), table
+        assert {table: tenants for table, tenants in seen.items() if tenants != both} == {}
 
 
 @pytest.mark.parametrize("named", [[], [""], ["nobody"]])
