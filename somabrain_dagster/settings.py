@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from somabrain_dagster.learning.configuration import LearningConfiguration
 
 _PLACES = {
+    "service",
     "home",
     "database_url",
     "redis_url",
@@ -28,6 +29,35 @@ _PLACES = {
     "embedding_api_key",
 }
 """Where things are, as opposed to what is done: not part of the digest."""
+
+
+class ServiceSettings(BaseSettings):
+    """The knobs of the HTTP service, from `SOMABRAIN_SERVICE_*`; none of them changes what is learned.
+
+    Attributes:
+        most_waiting: feedback events that may wait in a process; more are refused with 429.
+        most_together: feedback events that land in one transaction.
+        body_bytes: the largest body of a request.
+        requests_per_second: of each tenant, in each process; 0 for any number. With several processes a tenant
+            can reach their sum: set it to the limit divided by the processes, or limit at the gateway.
+        states_in_memory: tenants whose state a process holds.
+        tenants_in_metrics: tenants with labels of their own; the others are under `_others`.
+        metrics_open: whether `/metrics` answers without an operator's key.
+        drain_seconds: how long a process that is told to end says so on `/readyz` before it stops listening.
+        telemetry: whether requests are traced by OpenTelemetry, whose own variables say where to.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="SOMABRAIN_SERVICE_", frozen=True, extra="ignore")
+
+    most_waiting: int = Field(default=4096, ge=1)
+    most_together: int = Field(default=256, ge=1)
+    body_bytes: int = Field(default=1024 * 1024, ge=1024)
+    requests_per_second: float = Field(default=0.0, ge=0)
+    states_in_memory: int = Field(default=20_000, ge=1)
+    tenants_in_metrics: int = Field(default=1000, ge=0)
+    metrics_open: bool = False
+    drain_seconds: float = Field(default=1.0, ge=0)
+    telemetry: bool = False
 
 
 class Settings(BaseSettings):
@@ -51,6 +81,7 @@ class Settings(BaseSettings):
         learning_loop_enabled: whether training corpora may be built at all.
         autopilot: whether sensors may change anything.
         sensor_interval_seconds: how often sensors look.
+        service: the knobs of the HTTP service.
         first_day: the first day that an event may be about; days before it are not aggregated.
     """
 
@@ -76,6 +107,7 @@ class Settings(BaseSettings):
     learning_loop_enabled: bool = False
     autopilot: bool = False
     sensor_interval_seconds: int = Field(default=300, ge=1)
+    service: ServiceSettings = Field(default_factory=ServiceSettings)
     first_day: date = date(2018, 1, 1)
 
     @field_validator("home")

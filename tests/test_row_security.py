@@ -17,6 +17,7 @@ from somabrain_dagster.store.adaptation import create_tenants
 from somabrain_dagster.store.audit import record
 from somabrain_dagster.store.database import OPERATOR_ROLE, TENANT_ROLE, Connection, Database
 from somabrain_dagster.store.feedback_contract import parse_feedback
+from somabrain_dagster.store.keys import create_key
 from somabrain_dagster.store.landing import Landed, land
 from somabrain_dagster.store.memories import Link, link_all, parse_memory, remember_all
 from somabrain_dagster.store.usage import TokenUsage, record_tokens
@@ -147,6 +148,7 @@ def live(database: Database, tenant: str) -> None:
     (landed,) = land(database, [parse_feedback(said)], CONFIGURATION)
     assert isinstance(landed, Landed)
     with database.as_operator() as connection:
+        create_key(connection, tenant, "tenant", "ada")
         connection.execute(
             """
             INSERT INTO log_marks (tenant_id, consumer, version, hash, feedback_seq)

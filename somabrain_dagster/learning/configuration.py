@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from somabrain_dagster.learning.features import Floats
+from somabrain_dagster.learning.neuromodulators import LEVELS
 from somabrain_dagster.learning.weights import NAMES, WEIGHTS, Nanos, from_names
 
 Number = TypeVar("Number", np.int64, np.float64)
@@ -106,6 +107,7 @@ class LearningConfiguration:
         credit_gain: the same for feedback that names memories.
         guard: when falling rewards roll a tenant back.
         diversity: how τ follows the diversity of what is recalled.
+        neuromodulators: levels that an operator holds, by name; those that are not named follow the rewards.
     """
 
     base_learning_rate: float = 0.05
@@ -118,6 +120,7 @@ class LearningConfiguration:
     credit_gain: Mapping[str, float] = field(default_factory=lambda: {w.name: w.credit_gain for w in WEIGHTS})
     guard: GuardConfiguration = field(default_factory=GuardConfiguration)
     diversity: DiversityConfiguration = field(default_factory=DiversityConfiguration)
+    neuromodulators: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check every number and copy the mappings, in the registry's order.
@@ -131,6 +134,7 @@ class LearningConfiguration:
         _normalise(self, "reward_rate", "reward_rate", least=0.0, most=1.0)
         for entry in ("start", "low", "high", "scalar_gain", "credit_gain"):
             object.__setattr__(self, entry, _by_weight(entry, getattr(self, entry)))
+        object.__setattr__(self, "neuromodulators", _held(self.neuromodulators))
         for name in NAMES:
             if not self.low[name] <= self.start[name] <= self.high[name]:
                 raise InvalidConfiguration(
@@ -149,6 +153,7 @@ class LearningConfiguration:
         Raises:
             InvalidConfiguration: an entry is unknown, missing or wrong.
         """
+        data = {"neuromodulators": {}} | dict(data)
         _check_names("the configuration", data, [f.name for f in fields(cls)], complete=True)
         for entry, of in (("guard", GuardConfiguration), ("diversity", DiversityConfiguration)):
             _check_names(entry, data[entry], [f.name for f in fields(of)], complete=True)
@@ -161,13 +166,15 @@ class LearningConfiguration:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Every entry as JSON: numbers, booleans, and objects by name."""
+        """Every entry as JSON: numbers, booleans, and objects by name; without levels held if none are."""
         entries: dict[str, Any] = {}
         for entry in fields(self):
             value = getattr(self, entry.name)
             if is_dataclass(value):
                 value = {f.name: getattr(value, f.name) for f in fields(value)}
             entries[entry.name] = dict(value) if isinstance(value, Mapping) else value
+        if not self.neuromodulators:
+            del entries["neuromodulators"]
         return entries
 
     def overridden(self, overrides: Mapping[str, Any]) -> Self:
@@ -186,7 +193,7 @@ class LearningConfiguration:
                 _check_names(entry, value, [f.name for f in fields(current)])
                 changes[entry] = replace(current, **value)
             elif isinstance(current, Mapping):
-                _check_names(entry, value, NAMES)
+                _check_names(entry, value, tuple(LEVELS) if entry == "neuromodulators" else NAMES)
                 changes[entry] = {**current, **value}
             else:
                 changes[entry] = value
@@ -271,3 +278,13 @@ def _by_weight(entry: str, values: object) -> dict[str, float]:
     _check_names(entry, values, NAMES, complete=True)
     assert isinstance(values, Mapping)
     return {name: _number(f"{entry}.{name}", values[name]) for name in NAMES}
+
+
+def _held(levels: object) -> dict[str, float]:
+    _check_names("neuromodulators", levels, tuple(LEVELS))
+    assert isinstance(levels, Mapping)
+    return {
+        name: _number(f"neuromodulators.{name}", levels[name], least=least, most=most)
+        for name, (least, most) in LEVELS.items()
+        if name in levels
+    }

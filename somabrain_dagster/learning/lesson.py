@@ -13,7 +13,7 @@ from somabrain_dagster.learning.adaptation import credit_shifts, effective_rate,
 from somabrain_dagster.learning.configuration import LearningConfiguration
 from somabrain_dagster.learning.features import Floats
 from somabrain_dagster.learning.guard import Micros, first_trip, remembered, to_micros
-from somabrain_dagster.learning.neuromodulators import RewardState, Trace, trace_segments
+from somabrain_dagster.learning.neuromodulators import RewardState, Trace, hold, trace_segments
 from somabrain_dagster.learning.shifts import Shifts, constant, scan_segments
 from somabrain_dagster.learning.weights import Nanos
 
@@ -128,6 +128,7 @@ def learn(
         [learner.rewards for learner in learners],
         configuration.reward_rate,
     )
+    trace = hold(trace, configuration.neuromodulators)
     shift = event_shifts(configuration, experience, trace.dopamine)
     lesson = _fold(configuration, learners, experience.lengths, shift, trace, rewards)
     _roll_back(configuration, learners, experience, lesson, older_weights)

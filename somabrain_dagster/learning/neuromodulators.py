@@ -15,12 +15,21 @@ Only +, −, ×, ÷ and √ are used, each rounded as IEEE 754 says: the values 
 however the stream is cut into batches.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from somabrain_dagster.learning.features import Floats
+
+LEVELS = {
+    "dopamine": (0.2, 0.8),
+    "serotonin": (0.0, 1.0),
+    "noradrenaline": (0.0, 0.1),
+    "acetylcholine": (0.0, 0.1),
+}
+"""The neuromodulators, each with its lowest and highest level."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +138,16 @@ def trace_segments(
         acetylcholine=np.clip(0.1 * deviation, 0.0, 0.1),
     )
     return followed, after
+
+
+def hold(followed: Trace, levels: Mapping[str, float]) -> Trace:
+    """A trace in which some levels were held by hand, whatever the rewards; δ, V and v still follow those.
+
+    Args:
+        followed: as the rewards alone would have it.
+        levels: the held ones, by name.
+    """
+    return replace(followed, **{name: np.full_like(followed.delta, level) for name, level in levels.items()})
 
 
 def effective_temperature(tau: float, noradrenaline: float) -> float:

@@ -1,8 +1,8 @@
 """The Redis snapshot of each tenant's adaptation state: a cache of Postgres that can always be rebuilt."""
 
 import logging
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import msgspec
 import redis
@@ -19,6 +19,10 @@ if held and tonumber(held) >= tonumber(ARGV[1]) then return 0 end
 redis.call('HSET', KEYS[1], 'version', ARGV[1], 'state', ARGV[2])
 return 1
 """
+
+
+_WHOLE = "somabrain:adaptation:whole"
+"""Is there as long as Redis has lost nothing since all snapshots were written."""
 
 
 def snapshot_key(tenant_id: str) -> str:
@@ -43,6 +47,13 @@ def snapshot_of(state: AdaptationState) -> dict[str, Any]:
     }
 
 
+class Publisher(Protocol):
+    """Takes states once they are committed."""
+
+    def publish(self, states: Sequence[AdaptationState]) -> bool:
+        """Publish states and return whether they were taken; it raises nothing."""
+
+
 class SnapshotCache:
     """Snapshots in a Redis-protocol server."""
 
@@ -54,7 +65,7 @@ class SnapshotCache:
         """Close every connection."""
         self._redis.close()
 
-    def publish(self, states: Iterable[AdaptationState]) -> bool:
+    def publish(self, states: Sequence[AdaptationState]) -> bool:
         """Publish states, each only if it is newer than what is there.
 
         A cache that cannot be reached is no reason to refuse what is already committed: it is logged, and
@@ -77,7 +88,7 @@ class SnapshotCache:
             return False
         return True
 
-    def rebuild(self, states: Iterable[AdaptationState]) -> int:
+    def rebuild(self, states: Sequence[AdaptationState]) -> int:
         """Write states as Postgres has them, whatever is there, and return how many.
 
         Raises:
@@ -94,6 +105,25 @@ class SnapshotCache:
                 written += 1
             pipeline.execute()
         return written
+
+    def is_whole(self) -> bool:
+        """Whether Redis still has what `make_whole` wrote; an emptied one has not.
+
+        Raises:
+            redis.RedisError: the cache cannot be reached.
+        """
+        return bool(self._redis.exists(_WHOLE))
+
+    def make_whole(self, states: Sequence[AdaptationState]) -> int:
+        """Write what is missing or older, while others publish, and return how many states were given.
+
+        Raises:
+            redis.RedisError: the cache cannot be reached.
+        """
+        if not self.publish(states):
+            raise redis.ConnectionError("the cache did not take the snapshots")
+        self._redis.set(_WHOLE, len(states))
+        return len(states)
 
     def read(self, tenant_id: str) -> dict[str, Any] | None:
         """A tenant's snapshot, or None where there is none.

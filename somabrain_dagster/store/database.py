@@ -1,5 +1,6 @@
 """Connections to the brain's Postgres, each transaction in the role of who asks."""
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -12,8 +13,30 @@ from psycopg_pool import ConnectionPool
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
+DatabaseUnavailable = psycopg.OperationalError
+"""The database cannot be reached, ended the connection, or kept it waiting for too long."""
+
 TENANT_ROLE = "somabrain_tenant"
 OPERATOR_ROLE = "somabrain_operator"
+
+
+class _Pooled(psycopg.Connection[tuple[Any, ...]]):
+    """A connection that knows when it was given back."""
+
+    returned_at = 0.0
+
+
+_TRUSTED_SECONDS = 1.0
+
+
+def _note_return(connection: _Pooled) -> None:
+    connection.returned_at = time.monotonic()
+
+
+def _check(connection: _Pooled) -> None:
+    """Ask a connection whether it is alive, unless it was a moment ago: asking takes a round trip."""
+    if time.monotonic() - connection.returned_at > _TRUSTED_SECONDS:
+        ConnectionPool.check_connection(connection)
 
 
 class Database:
@@ -23,17 +46,35 @@ class Database:
     manager, or call `close`.
     """
 
-    def __init__(self, url: str, *, max_connections: int = 8) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        max_connections: int = 8,
+        wait_seconds: float = 30.0,
+        options: str = "",
+    ) -> None:
+        """Open nothing yet.
+
+        Args:
+            url: of the owner of the database.
+            max_connections: how many transactions can be open at once.
+            wait_seconds: how long to wait for a connection before giving up.
+            options: of each session, as in `-c lock_timeout=5s`.
+        """
         self.url = url
-        self._pool: ConnectionPool[Connection] = ConnectionPool(
+        self._pool: ConnectionPool[_Pooled] = ConnectionPool(
             url,
+            connection_class=_Pooled,
             min_size=0,
             max_size=max_connections,
             open=True,
+            timeout=wait_seconds,
             # A plan prepared for one tenant misleads the planner for another: under row security a small
             # tenant silently got fewer rows than exist. Plans are made for the values they run with.
-            kwargs={"prepare_threshold": None, "options": "-c plan_cache_mode=force_custom_plan"},
-            check=ConnectionPool.check_connection,
+            kwargs={"prepare_threshold": None, "options": f"-c plan_cache_mode=force_custom_plan {options}"},
+            check=_check,
+            reset=_note_return,
         )
 
     def close(self) -> None:

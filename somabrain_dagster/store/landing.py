@@ -28,7 +28,7 @@ from somabrain_dagster.store.adaptation import (
     remember_configurations,
     state_from_row,
 )
-from somabrain_dagster.store.cache import SnapshotCache
+from somabrain_dagster.store.cache import Publisher
 from somabrain_dagster.store.canonical import digest
 from somabrain_dagster.store.database import Connection, Database
 from somabrain_dagster.store.feedback_contract import Feedback, Helpful
@@ -96,7 +96,7 @@ def land(
     database: Database,
     batch: Sequence[Feedback],
     configuration: LearningConfiguration,
-    snapshots: SnapshotCache | None = None,
+    snapshots: Publisher | None = None,
 ) -> list[Outcome]:
     """Land feedback; on return, whatever is `Landed` is committed.
 

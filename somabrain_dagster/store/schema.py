@@ -8,6 +8,8 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
+from somabrain_dagster.store.database import Connection
+
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
@@ -34,6 +36,15 @@ def current_revision(url: str) -> str | None:
     """The revision that the database is at; None for an empty one."""
     with _engine(url).connect() as connection:
         return MigrationContext.configure(connection).get_current_revision()
+
+
+def revision_in(connection: Connection) -> str | None:
+    """The revision of the database that an owner's transaction is in; None for an empty one."""
+    exists = connection.execute("SELECT to_regclass('alembic_version') IS NOT NULL").fetchone()
+    if exists != (True,):
+        return None
+    row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    return None if row is None else str(row[0])
 
 
 def migrate(url: str, revision: str = "head") -> str | None:

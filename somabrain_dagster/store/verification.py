@@ -24,15 +24,19 @@ from somabrain_dagster.learning.lesson import (
     Experience,
     event_shifts,
 )
-from somabrain_dagster.learning.neuromodulators import RewardState, Trace, trace_segments
+from somabrain_dagster.learning.neuromodulators import RewardState, Trace, hold, trace_segments
 from somabrain_dagster.learning.replay import Log, replay
 from somabrain_dagster.learning.shifts import Shifts
 from somabrain_dagster.learning.weights import NAMES, WEIGHTS, Nanos
 from somabrain_dagster.store.adaptation import AdaptationState, read_configurations, read_states
 from somabrain_dagster.store.binary import Kind, read_columns
+from somabrain_dagster.store.changes import RESET, ROLLBACK
 from somabrain_dagster.store.database import Connection
 from somabrain_dagster.store.feedback_contract import Helpful
 from somabrain_dagster.store.landing import credited_signals, event_digest, logged_recall
+from somabrain_dagster.store.promotions import PROMOTION, Promotion, read_promotions
+from somabrain_dagster.store.steering import DIVERSITY
+from somabrain_dagster.store.step_proof import step_problems
 from somabrain_dagster.store.weight_log import START_HASH
 
 Integers = NDArray[np.int64]
@@ -45,7 +49,7 @@ BOUNDS = "weights are within their bounds"
 CLAIMS = (REPLAY, REDERIVATION, GAPS, CHAIN, BOUNDS)
 
 START = "start"
-_CAUSES = (START, FEEDBACK, CONFIGURATION, AUTO_ROLLBACK)
+_CAUSES = (START, FEEDBACK, CONFIGURATION, AUTO_ROLLBACK, ROLLBACK, RESET, PROMOTION, DIVERSITY)
 _K = len(WEIGHTS)
 
 
@@ -83,6 +87,8 @@ class WeightLog:
         event_seqs: (N,) 0 where the change answers no event.
         event_digests: (N,) of the event that the change answers.
         restored: (N,) −1 where the change restores no version.
+        promotions: (N,) 0 where the change carries out no promotion.
+        promoted: the promotions by version.
         states: (T,) the live states.
     """
 
@@ -95,6 +101,8 @@ class WeightLog:
     event_seqs: Integers
     event_digests: NDArray[np.void]
     restored: Integers
+    promotions: Integers
+    promoted: Mapping[int, Promotion]
     states: list[AdaptationState]
 
     @property
@@ -125,6 +133,7 @@ _LOG_COLUMNS: Mapping[str, Kind] = {
     "event_seq": "int8",
     "event_digest": "digest",
     "restored": "int8",
+    "promotion": "int8",
 }
 
 
@@ -145,7 +154,7 @@ def read_log(connection: Connection) -> WeightLog:
                 c.low IS NOT NULL, c.shift, coalesce(c.low, {zeros}), coalesce(c.high, {zeros}), c.after,
                 coalesce(array_position({digests}, c.configuration), 0) - 1,
                 coalesce(c.event_seq, 0), coalesce(c.event_digest, {nothing}),
-                coalesce(c.restored_version, -1)
+                coalesce(c.restored_version, -1), coalesce(c.promotion, 0)
             FROM weight_changes c
             JOIN unnest({tenants}) WITH ORDINALITY AS t (tenant_id, position) USING (tenant_id)
             ORDER BY c.tenant_id, c.version
@@ -179,6 +188,8 @@ def read_log(connection: Connection) -> WeightLog:
         event_seqs=columns["event_seq"],
         event_digests=columns["event_digest"],
         restored=columns["restored"],
+        promotions=columns["promotion"],
+        promoted={promotion.version: promotion for promotion in read_promotions(connection)},
         states=states,
     )
 
@@ -383,6 +394,9 @@ def rederivation_findings(connection: Connection, log: WeightLog) -> Iterator[Fi
     for row in np.flatnonzero(log.configurations < 0).tolist():
         yield _underived(log, row, "the configuration that it names is not stored")
     yield from _rederive_others(log, events)
+    configurations = {bytes.fromhex(known.digest): known for known in log.known}
+    for problem in step_problems(connection, configurations):
+        yield Finding(REDERIVATION, problem.tenant_id, problem.version, problem.message)
 
 
 def _keys(tenants: Integers, seqs: Integers) -> Integers:
@@ -436,6 +450,7 @@ def _rederive(
         [RewardState(mean, variance) for mean, variance in met.tolist()],
         configuration.reward_rate,
     )
+    trace = hold(trace, configuration.neuromodulators)
     differs = (_levels(trace) != events.recorded[checked]).any(axis=1)
     for row in rows[known][differs].tolist():
         yield _underived(
@@ -458,7 +473,7 @@ def _levels(trace: Trace) -> Floats:
 
 
 def _rederive_others(log: WeightLog, events: _Events) -> Iterator[Finding]:
-    """Changes that answer no event: starts, configurations, automatic rollbacks."""
+    """Changes that answer no event: starts, resets, configurations, rollbacks, promotions."""
     shifts = log.log.shifts
     first_rows = log.first_rows
     started = np.zeros(len(log.causes), dtype=np.bool_)
@@ -478,8 +493,21 @@ def _rederive_others(log: WeightLog, events: _Events) -> Iterator[Finding]:
             same_bounds = (low == configuration.low_nanos).all() and (high == configuration.high_nanos).all()
             if shifts.shift[row].any() or not same_bounds or not log.explicit[row]:
                 yield _underived(log, row, "it does not set the bounds of the configuration that it names")
+        elif cause == RESET:
+            if not _is_constant(shifts, row, configuration.start_nanos):
+                yield _underived(log, row, "it is not the start of the configuration that it names")
+        elif cause == PROMOTION:
+            promotion = log.promoted.get(int(log.promotions[row]))
+            if promotion is None:
+                yield _underived(log, row, f"its promotion {log.promotions[row]} is not there")
+            elif log.explicit[row] or (shifts.shift[row] != promotion.shift).any():
+                yield _underived(log, row, f"it is not the shift of promotion {promotion.version}")
+        elif cause == ROLLBACK:
+            yield from _rederive_restoration(log, row, configuration)
         elif cause == AUTO_ROLLBACK:
             yield from _rederive_rollback(log, events, row, configuration)
+        elif cause == DIVERSITY:
+            continue  # derived again from its recall, with the other steps
         else:
             yield _underived(log, row, "its cause is unknown")
 
@@ -492,11 +520,10 @@ def _is_constant(shifts: Shifts, row: int, weights: Nanos) -> bool:
     )
 
 
-def _rederive_rollback(
-    log: WeightLog, events: _Events, row: int, configuration: LearningConfiguration
+def _rederive_restoration(
+    log: WeightLog, row: int, configuration: LearningConfiguration
 ) -> Iterator[Finding]:
-    owner = int(log.owners[row])
-    first = int(log.first_rows[owner])
+    first = int(log.first_rows[int(log.owners[row])])
     restored = int(log.restored[row])
     if not 0 <= restored < row - first or not _is_constant(
         log.log.shifts,
@@ -504,6 +531,14 @@ def _rederive_rollback(
         np.clip(log.log.after[first + restored], configuration.low_nanos, configuration.high_nanos),
     ):
         yield _underived(log, row, f"it does not restore the weights of version {restored}")
+
+
+def _rederive_rollback(
+    log: WeightLog, events: _Events, row: int, configuration: LearningConfiguration
+) -> Iterator[Finding]:
+    yield from _rederive_restoration(log, row, configuration)
+    owner = int(log.owners[row])
+    first = int(log.first_rows[owner])
     before = slice(first, row)
     rollbacks = np.flatnonzero(log.causes[before] == _CAUSES.index(AUTO_ROLLBACK))
     since = int(rollbacks[-1]) if len(rollbacks) else 0

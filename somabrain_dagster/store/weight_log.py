@@ -30,6 +30,7 @@ class WeightChange(msgspec.Struct, frozen=True, kw_only=True):
         event_seq, event_digest: the feedback event that it answers.
         restored_version: the version whose weights a rollback gave back.
         recall_id: the recall after which τ was steered.
+        promotion: the version of the promotion that it carries out.
     """
 
     tenant_id: str
@@ -46,6 +47,7 @@ class WeightChange(msgspec.Struct, frozen=True, kw_only=True):
     event_digest: bytes | None = None
     restored_version: int | None = None
     recall_id: int | None = None
+    promotion: int | None = None
 
     def hash(self, previous: bytes) -> bytes:
         """SHA-256 over the previous hash and every column, each framed by its length as Postgres sends it.
@@ -79,6 +81,8 @@ class WeightChange(msgspec.Struct, frozen=True, kw_only=True):
 
         Frames are read off one by one: one more makes a row that no row without it reads like.
         """
+        if self.promotion is not None:
+            return _bigint(self.recall_id), _bigint(self.promotion)
         return () if self.recall_id is None else (_bigint(self.recall_id),)
 
 
@@ -116,15 +120,17 @@ _encode = msgspec.json.Encoder().encode
 _INSERT_CHANGES = """
     INSERT INTO weight_changes (
         tenant_id, version, created_at, cause, shift, low, high, after,
-        registry_version, configuration, event_seq, event_digest, restored_version, recall_id, hash
+        registry_version, configuration, event_seq, event_digest, restored_version, recall_id, promotion,
+        hash
     )
     SELECT
         tenant_id, version, created_at, cause, shift, low, high, after,
-        registry_version, configuration, event_seq, event_digest, restored_version, recall_id, hash
+        registry_version, configuration, event_seq, event_digest, restored_version, recall_id, promotion,
+        hash
     FROM json_to_recordset(%s::json) AS change (
         tenant_id text, version bigint, created_at timestamptz, cause text, shift bigint[], low bigint[],
         high bigint[], after bigint[], registry_version smallint, configuration bytea, event_seq bigint,
-        event_digest bytea, restored_version bigint, recall_id bigint, hash bytea
+        event_digest bytea, restored_version bigint, recall_id bigint, promotion bigint, hash bytea
     )
 """
 

@@ -1,0 +1,89 @@
+"""What is so of many tenants at once, for metrics."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from somabrain_dagster.learning.neuromodulators import LEVELS
+from somabrain_dagster.store.database import Connection
+
+
+@dataclass(frozen=True)
+class TenantGauges:
+    """A tenant's state in numbers, or the mean of several tenants' states.
+
+    Attributes:
+        tenant_id: `_others` for a mean.
+        tenants: how many they are.
+        version: of the weights; a mean's is the largest.
+        weights: nano-units.
+        levels: of the neuromodulators, by name.
+        configuration: the digest of the last change's; None for a mean of several.
+    """
+
+    tenant_id: str
+    tenants: int
+    version: int
+    weights: Sequence[float]
+    levels: dict[str, float]
+    configuration: bytes | None
+
+
+_COLUMNS = "s.tenant_id, s.version, s.weights, s.dopamine, s.serotonin, s.noradrenaline, s.acetylcholine"
+
+
+def read_gauges(connection: Connection, most: int) -> tuple[list[TenantGauges], TenantGauges]:
+    """The tenants whose weights changed last, and the mean of all others.
+
+    Args:
+        connection: an operator's transaction.
+        most: how many tenants are named.
+    """
+    named = connection.execute(
+        f"SELECT {_COLUMNS}, s.configuration FROM adaptation_states s "  # noqa: S608 — a constant
+        "ORDER BY s.updated_at DESC, s.tenant_id LIMIT %s",
+        (most,),
+    )
+    tenants = [
+        TenantGauges(row[0], 1, row[1], row[2], dict(zip(LEVELS, row[3:7], strict=True)), row[7])
+        for row in named
+    ]
+    count, version, dopamine, serotonin, noradrenaline, acetylcholine, weights = connection.execute(
+        """
+        WITH others AS MATERIALIZED (
+            SELECT * FROM adaptation_states ORDER BY updated_at DESC, tenant_id OFFSET %s
+        )
+        SELECT count(*), max(version),
+            avg(dopamine), avg(serotonin), avg(noradrenaline), avg(acetylcholine), (
+            SELECT array_agg(mean ORDER BY position) FROM (
+                SELECT position, avg(weight)::float8 AS mean
+                FROM others, unnest(weights) WITH ORDINALITY AS w (weight, position) GROUP BY position
+            ) AS means
+        )
+        FROM others
+        """,
+        (most,),
+    ).fetchall()[0]
+    levels = dict(zip(LEVELS, (dopamine, serotonin, noradrenaline, acetylcholine), strict=True))
+    return tenants, TenantGauges("_others", count, version or 0, weights or [], levels, None)
+
+
+def read_adjustments(connection: Connection, most: int, others: str) -> list[tuple[str, str, int]]:
+    """How many changes of weights answer no feedback: tenant, cause, count.
+
+    Args:
+        connection: an operator's transaction.
+        most: how many tenants are named, the same ones as by `read_gauges`.
+        others: under which name the rest is added up.
+    """
+    rows = connection.execute(
+        """
+        WITH named AS (
+            SELECT tenant_id FROM adaptation_states ORDER BY updated_at DESC, tenant_id LIMIT %s
+        )
+        SELECT coalesce(n.tenant_id, %s) AS name, c.cause, count(*)
+        FROM weight_changes c LEFT JOIN named n USING (tenant_id)
+        WHERE c.cause NOT IN ('feedback', 'start') GROUP BY name, c.cause ORDER BY name, c.cause
+        """,
+        (most, others),
+    )
+    return [(name, cause, count) for name, cause, count in rows]

@@ -1,0 +1,53 @@
+"""A tenant's log as people read it: newest first, each change with the weights before and after it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from somabrain_dagster.store.database import Connection
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of weights.
+
+    Attributes:
+        before, after: nano-units; before is None for version 0.
+        event_seq: the feedback event that it answers.
+        restored_version, recall_id, promotion: what its cause refers to.
+    """
+
+    version: int
+    created_at: datetime
+    cause: str
+    before: Sequence[int] | None
+    after: Sequence[int]
+    event_seq: int | None
+    restored_version: int | None
+    recall_id: int | None
+    promotion: int | None
+
+
+def read_history(
+    connection: Connection, tenant_id: str, below: int | None = None, most: int = 100
+) -> list[Change]:
+    """The last changes of a tenant's weights, the newest first.
+
+    Args:
+        connection: a transaction that may see the tenant.
+        tenant_id: the tenant.
+        below: only versions below this one.
+        most: at most so many.
+    """
+    rows = connection.execute(
+        """
+        SELECT c.version, c.created_at, c.cause, b.after, c.after, c.event_seq, c.restored_version,
+            c.recall_id, c.promotion
+        FROM weight_changes c
+        LEFT JOIN weight_changes b ON b.tenant_id = c.tenant_id AND b.version = c.version - 1
+        WHERE c.tenant_id = %(tenant)s AND (%(below)s::bigint IS NULL OR c.version < %(below)s)
+        ORDER BY c.version DESC LIMIT %(most)s
+        """,
+        {"tenant": tenant_id, "below": below, "most": most},
+    )
+    return [Change(*row) for row in rows]
