@@ -1,1 +1,1 @@
-"""The HTTP service; it never imports Dagster."""
+"""The HTTP service: lands feedback durably and serves the weights. It never imports Dagster."""

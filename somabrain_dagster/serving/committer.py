@@ -1,0 +1,158 @@
+"""Group commit: feedback that waits together lands together, and is answered after its commit."""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
+from typing import NamedTuple
+
+from somabrain_dagster.learning.configuration import LearningConfiguration
+from somabrain_dagster.store.adaptation import AdaptationState
+from somabrain_dagster.store.database import Database
+from somabrain_dagster.store.feedback_contract import Feedback
+from somabrain_dagster.store.landing import Outcome, land
+
+_log = logging.getLogger(__name__)
+
+
+class QueueFull(Exception):
+    """As many events wait as may wait."""
+
+
+class _Waiting(NamedTuple):
+    events: Sequence[Feedback]
+    answer: "asyncio.Future[list[Outcome]]"
+
+
+class Committer:
+    """One thread that takes whatever waits and lands it in one transaction.
+
+    While a transaction is on its way others gather, so the batches grow with the load: alone, an event waits
+    for nobody. One thread is one order: a tenant's events land in the order in which they were submitted.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        configuration: LearningConfiguration,
+        *,
+        most_waiting: int,
+        most_together: int,
+        landed: Callable[[list[AdaptationState]], None],
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            database: the brain's.
+            configuration: the global learning configuration.
+            most_waiting: how many events may wait or be on their way.
+            most_together: how many land in one transaction.
+            landed: is given, on the event loop, each batch's new states once they are committed.
+        """
+        self._database = database
+        self._configuration = configuration
+        self._most_waiting = most_waiting
+        self._most_together = most_together
+        self._landed = landed
+        self._queue: SimpleQueue[_Waiting | None] = SimpleQueue()
+        self._waiting = 0
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """How many events wait or are on their way."""
+        return self._waiting
+
+    @property
+    def room(self) -> int:
+        """How many events may still be submitted."""
+        return self._most_waiting - self._waiting
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread is at work."""
+        return self._thread.is_alive()
+
+    def submit(self, events: Sequence[Feedback]) -> "asyncio.Future[list[Outcome]]":
+        """Put events in the queue; they land together or with others, in this order.
+
+        Returns:
+            Their outcomes, after the commit; `DatabaseUnavailable` where the database does not answer, and
+            nothing is acknowledged.
+
+        Raises:
+            QueueFull: they do not all fit; none is taken.
+        """
+        if len(events) > self.room:
+            raise QueueFull
+        answer = self._loop.create_future()
+        self._waiting += len(events)
+        self._queue.put(_Waiting(events, answer))
+        return answer
+
+    async def close(self) -> None:
+        """Land what waits, then stop."""
+        self._queue.put(None)
+        await asyncio.to_thread(self._thread.join)
+        await asyncio.sleep(0)  # the last answers are on the loop
+
+    def _run(self) -> None:
+        taken: _Waiting | None = None
+        while (taken := taken or self._queue.get()) is not None:
+            batch = [taken]
+            size = len(taken.events)
+            taken = None
+            ending = False
+            while size < self._most_together:
+                try:
+                    following = self._queue.get_nowait()
+                except Empty:
+                    break
+                if following is None:
+                    ending = True
+                    break
+                batch.append(following)
+                size += len(following.events)
+            self._land(batch)
+            if ending:
+                break
+
+    def _land(self, batch: list[_Waiting]) -> None:
+        states = _States()
+        events = [event for waiting in batch for event in waiting.events]
+        try:
+            outcomes = land(self._database, events, self._configuration, states)
+        except Exception as error:  # noqa: BLE001 — whoever waits must hear of it; they decide what it means
+            self._loop.call_soon_threadsafe(self._fail, batch, error)
+        else:
+            self._loop.call_soon_threadsafe(self._answer, batch, outcomes, states.new)
+
+    def _answer(self, batch: list[_Waiting], outcomes: list[Outcome], states: list[AdaptationState]) -> None:
+        self._landed(states)
+        begin = 0
+        for waiting in batch:
+            end = begin + len(waiting.events)
+            if not waiting.answer.done():  # whoever asked may have gone
+                waiting.answer.set_result(outcomes[begin:end])
+            begin = end
+        self._waiting -= begin
+
+    def _fail(self, batch: list[_Waiting], error: Exception) -> None:
+        for waiting in batch:
+            if not waiting.answer.done():
+                waiting.answer.set_exception(error)
+            self._waiting -= len(waiting.events)
+
+
+class _States:
+    """Takes the states that a landing publishes."""
+
+    def __init__(self) -> None:
+        self.new: list[AdaptationState] = []
+
+    def publish(self, states: Sequence[AdaptationState]) -> bool:
+        self.new += states
+        return True

@@ -1,0 +1,156 @@
+"""The OpenAPI document: made of the very types by which requests are checked."""
+
+import re
+from collections.abc import Iterable, Sequence
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+
+from somabrain_dagster import __version__
+from somabrain_dagster.serving.operations import Operation
+from somabrain_dagster.serving.problems import ProblemDetails
+
+_REFERENCE = "#/components/schemas/{name}"
+_OF_KEYS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+_OF_ALL = (HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.SERVICE_UNAVAILABLE)
+_PATH_PARAMETER = re.compile(r"{(\w+)}")
+
+
+def document(operations: Sequence[Operation]) -> dict[str, Any]:
+    """OpenAPI 3.1 of these operations."""
+    types: list[Any] = [ProblemDetails]
+    for operation in operations:
+        types += operation.body.values()
+        for answer in operation.answers.values():
+            types += _alternatives(answer)
+        if operation.query is not None:
+            types.append(operation.query)
+    schemas, components = msgspec.json.schema_components(types, ref_template=_REFERENCE)
+    known = iter(schemas)
+    problem = next(known)
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in operations:
+        bodies = {media_type: next(known) for media_type in operation.body}
+        answers = {
+            status: _any([next(known) for _ in _alternatives(answer)])
+            for status, answer in operation.answers.items()
+        }
+        query = next(known) if operation.query is not None else None
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(
+            operation, bodies, answers, None if query is None else _resolve(query, components), problem
+        )
+    queries = {operation.query.__name__ for operation in operations if operation.query is not None}
+    _say_what_types_cannot(components)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "SomaBrain",
+            "version": __version__,
+            "description": "Lands feedback durably, adapts each tenant's weights, and serves them.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": {name: schema for name, schema in components.items() if name not in queries},
+            "securitySchemes": {
+                "key": {"type": "http", "scheme": "bearer", "bearerFormat": "sb_<id>_<secret>"}
+            },
+        },
+    }
+
+
+def _alternatives(answer: Any) -> tuple[Any, ...]:
+    return answer if isinstance(answer, tuple) else (answer,)
+
+
+def _any(schemas: list[dict[str, Any]]) -> dict[str, Any]:
+    return schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+
+
+def _resolve(schema: dict[str, Any], components: dict[str, Any]) -> dict[str, Any]:
+    reference: str = schema.get("$ref", "")
+    return components[reference.rsplit("/", 1)[-1]] if reference else schema
+
+
+def _operation(
+    operation: Operation,
+    bodies: dict[str, Any],
+    answers: dict[int, Any],
+    query: dict[str, Any] | None,
+    problem: dict[str, Any],
+) -> dict[str, Any]:
+    statuses = {*operation.problems, *_OF_ALL, *(_OF_KEYS if operation.scope else ())}
+    if operation.body or operation.query or _PATH_PARAMETER.search(operation.path):
+        statuses.add(HTTPStatus.UNPROCESSABLE_ENTITY)
+    if operation.body:
+        statuses.add(HTTPStatus.BAD_REQUEST)
+    described: dict[str, Any] = {
+        "summary": operation.summary,
+        "operationId": f"{operation.method.lower()}{re.sub(r'[^a-z]+', '_', operation.path.lower())}".rstrip(
+            "_"
+        ),
+        "parameters": list(_parameters(operation, query)),
+        "responses": {
+            str(int(status)): _response(status, operation.media_type, schema)
+            for status, schema in answers.items()
+        }
+        | {
+            str(int(status)): _response(status, "application/problem+json", problem)
+            for status in sorted(statuses - answers.keys())
+        },
+        "security": [{"key": []}] if operation.scope else [],
+    }
+    if bodies:
+        described["requestBody"] = {
+            "required": True,
+            "content": {media_type: {"schema": schema} for media_type, schema in bodies.items()},
+        }
+    return described
+
+
+def _response(status: int, media_type: str, schema: dict[str, Any]) -> dict[str, Any]:
+    headers = {"x-request-id": {"description": "To be found in the log.", "schema": {"type": "string"}}}
+    if status in (HTTPStatus.TOO_MANY_REQUESTS,):
+        headers["retry-after"] = {"description": "Seconds.", "schema": {"type": "string"}}
+    return {
+        "description": HTTPStatus(status).phrase,
+        "headers": headers,
+        "content": {media_type: {"schema": schema}},
+    }
+
+
+def _parameters(operation: Operation, query: dict[str, Any] | None) -> Iterable[dict[str, Any]]:
+    for name in _PATH_PARAMETER.findall(operation.path):
+        yield {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+    if query is not None:
+        for name, schema in query["properties"].items():
+            yield {
+                "name": name,
+                "in": "query",
+                "required": name in query.get("required", ()),
+                "schema": _without_null(schema),
+            }
+    if operation.idempotent:
+        yield {
+            "name": "Idempotency-Key",
+            "in": "header",
+            "required": False,
+            "description": "Makes a retry safe: the same key gives the same answer and lands once.",
+            "schema": {"type": "string", "pattern": "^[!-~]{1,180}$"},
+        }
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """A parameter is left out or has a value: null would read as a word."""
+    options = [option for option in schema.get("anyOf", ()) if option != {"type": "null"}]
+    rest = {name: value for name, value in schema.items() if name not in ("anyOf", "default")}
+    if len(options) == 1:
+        return {**options[0], **rest}
+    default = {"default": schema["default"]} if schema.get("default") is not None else {}
+    return {**rest, **default} if "anyOf" not in schema else schema
+
+
+def _say_what_types_cannot(components: dict[str, Any]) -> None:
+    feedback = components["FeedbackRequest"]
+    feedback["properties"]["tenant_id"].pop("default", None)
+    feedback["dependentRequired"] = {"helpful": ["recall_id"]}

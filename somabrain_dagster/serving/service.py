@@ -1,0 +1,142 @@
+"""What the operations share: the store, what is remembered of it, the committer, metrics and the log."""
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+
+import redis
+
+from somabrain_dagster.operations.servers import Servers
+from somabrain_dagster.serving.access import Gatekeeper
+from somabrain_dagster.serving.committer import Committer
+from somabrain_dagster.serving.logs import RequestLog
+from somabrain_dagster.serving.metrics import Metrics
+from somabrain_dagster.serving.states import States
+from somabrain_dagster.settings import Settings
+from somabrain_dagster.store import keys, notifications
+from somabrain_dagster.store.adaptation import AdaptationState
+from somabrain_dagster.store.cache import SnapshotCache
+from somabrain_dagster.store.database import Database
+from somabrain_dagster.store.notifications import Listener
+
+_log = logging.getLogger(__name__)
+
+KEY_USE_SECONDS = 30.0
+_SESSION = "-c lock_timeout=5s -c statement_timeout=30s -c idle_in_transaction_session_timeout=30s"
+
+
+class Service:
+    """One process of the service.
+
+    Attributes:
+        draining: it is about to end: it still answers, but nobody should send it more.
+    """
+
+    def __init__(self, settings: Settings, servers: Servers) -> None:
+        """Connect to nothing yet.
+
+        Args:
+            settings: of the process.
+            servers: where the brain and the cache are, migrated.
+        """
+        knobs = settings.service
+        self.settings = settings
+        self.servers = servers
+        self.configuration = settings.learning_configuration
+        self.database = Database(servers.database_url, max_connections=8, wait_seconds=3.0, options=_SESSION)
+        self.landing_database = Database(
+            servers.database_url, max_connections=1, wait_seconds=3.0, options=_SESSION
+        )
+        self.snapshots = SnapshotCache(servers.redis_url)
+        self.states = States(self.database, self.snapshots, self.configuration, knobs.states_in_memory)
+        self.gatekeeper = Gatekeeper(self.database, knobs.requests_per_second)
+        self.metrics = Metrics(self, knobs.tenants_in_metrics)
+        self.request_log = RequestLog()
+        self.draining = False
+        self.committer: Committer
+        self._listener = Listener(
+            servers.database_url,
+            [notifications.STATES, keys.NOTIFICATIONS],
+            self._connected,
+            self._heard,
+            self._lost,
+        )
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Restore the states and begin to serve."""
+        self._loop = asyncio.get_running_loop()
+        knobs = self.settings.service
+        self.committer = Committer(
+            self.landing_database,
+            self.configuration,
+            most_waiting=knobs.most_waiting,
+            most_together=knobs.most_together,
+            landed=self.states.take,
+        )
+        self._listener.start()
+        self._keep(self.states.publish_to_redis())
+        self._keep(self.states.repair_redis())
+        self._keep(self.gatekeeper.note_use(KEY_USE_SECONDS))
+        self._keep(self.metrics.keep_watching())
+        self._keep(self.request_log.keep_flushing())
+
+    def _keep(self, work: Coroutine[None, None, None]) -> None:
+        self._tasks.append(asyncio.create_task(work))
+
+    async def stop(self) -> None:
+        """Land what waits, publish what is new, and close every connection."""
+        await self.committer.close()
+        await self.states.publish_now()
+        await self.gatekeeper.note_use_now()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self._listener.close)
+        self.request_log.flush()
+        self.snapshots.close()
+        self.landing_database.close()
+        self.database.close()
+
+    def note(
+        self,
+        request_id: str,
+        method: str,
+        route: str,
+        status: int,
+        seconds: float,
+        tenant_id: str | None,
+        key_id: str | None,
+    ) -> None:
+        """Count and log a request."""
+        self.metrics.request(method, route, status)
+        self.request_log.add(request_id, method, route, status, seconds, tenant_id, key_id)
+
+    def changed(self, states: list[AdaptationState]) -> None:
+        """Know of states that were just committed."""
+        self.states.take(states)
+
+    def redis_answers(self) -> bool:
+        """Whether Redis can be reached; asks it."""
+        try:
+            self.snapshots.is_whole()
+        except redis.RedisError:
+            return False
+        return True
+
+    # The listener's thread calls these; everything that is remembered belongs to the event loop.
+
+    def _connected(self) -> None:
+        states, configurations = self.states.restore()
+        self._loop.call_soon_threadsafe(self.states.take_all, states, configurations)
+        self._loop.call_soon_threadsafe(self.gatekeeper.forget_all)
+        _log.info("restored the states of %d tenants", len(states))
+
+    def _heard(self, channel: str, payload: str) -> None:
+        if channel == notifications.STATES:
+            self._loop.call_soon_threadsafe(self.states.hear, notifications.versions(payload))
+        else:
+            self._loop.call_soon_threadsafe(self.gatekeeper.forget, payload)
+
+    def _lost(self) -> None:
+        self._loop.call_soon_threadsafe(self.states.doubt)
