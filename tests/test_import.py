@@ -32,6 +32,7 @@ from somabrain_dagster.operations.lines import LONGEST_LINE, CannotImport, read_
 from somabrain_dagster.operations.summary import FEEDBACK, LINKS, MEMORIES, ImportSummary
 from somabrain_dagster.operations.tokens import MiniLMTokens
 from somabrain_dagster.store.adaptation import UnknownTenant, create_tenants
+from somabrain_dagster.store.canonical import canonical_json
 from somabrain_dagster.store.database import Database
 from somabrain_dagster.store.memories import (
     LARGEST_PAYLOAD,
@@ -180,7 +181,7 @@ def interrupted(brain: Database) -> int:
 
     def stop(what: str, done: int, total: int | None) -> None:
         assert total is not None
-        if done > total / 3:
+        if done > total / 10:
             raise Interrupted
 
     with pytest.raises(Interrupted):
@@ -325,7 +326,7 @@ def test_importing_again_adds_nothing(brain: Database, finished: ImportSummary) 
         )
 
     before = rows_there()
-    again = import_chitchat(brain, CONFIGURATION, 2)
+    again = import_chitchat(brain, CONFIGURATION, tenants=1)
     assert [tally.landed for tally in again.tallies.values()] == [0, 0, 0, 0]
     assert all(tally.repeated for tally in again.tallies.values())
     assert again.tenants_created == 0
@@ -371,15 +372,18 @@ def refused_memory(**fields: Any) -> str:
         ({"text": "é" * (LARGEST_TEXT // 2) + "!"}, "65537 bytes of UTF-8"),
         ({"occurred_at": "2018-05-02T12:00:00"}, r"\$\.occurred_at"),
         ({"occurred_at": "yesterday"}, r"\$\.occurred_at"),
-        ({"occurred_at": "0001-01-01T00:00:00+14:00"}, "years 1 to 9999"),
-        ({"occurred_at": "9999-12-31T23:59:59-14:00"}, "years 1 to 9999"),
+        ({"occurred_at": "0001-01-01T00:00:00+14:00"}, "years 2 to 9998"),
+        ({"occurred_at": "9999-12-31T23:59:59-14:00"}, "years 2 to 9998"),
         ({"speaker": ""}, r"\$\.speaker"),
         ({"namespace": "a\0b"}, r"\$\.namespace"),
         ({"conversation_id": "c" * 201}, r"\$\.conversation_id"),
         ({"payload": {"a": "\0"}}, "`payload` has a NUL"),
         ({"payload": {"a": "\ud800"}}, "`payload` must be JSON"),
         ({"payload": {"a": "b" * LARGEST_PAYLOAD}}, "bytes of JSON"),
+        ({"payload": {"a": float("nan")}}, "`payload` must be JSON"),
+        ({"payload": json.loads('{"a":' * 65 + "1" + "}" * 65)}, "at most 64 levels"),
         ({"payload": []}, r"\$\.payload"),
+        ({"speaker": "\ud800"}, r"\$\.speaker"),
         ({"mood": "good"}, "mood"),
     ],
 )
@@ -402,7 +406,15 @@ moments = st.datetimes(
     datetime(9998, 12, 31),
     timezones=st.sampled_from([UTC, timezone(timedelta(hours=5, minutes=30)), timezone(timedelta(hours=-9))]),
 )
-payloads = st.dictionaries(words, st.none() | st.booleans() | st.integers() | texts, max_size=3)
+payloads = st.dictionaries(
+    words,
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | words,
+        lambda entries: st.lists(entries, max_size=3) | st.dictionaries(words, entries, max_size=3),
+        max_leaves=5,
+    ),
+    max_size=3,
+)
 
 
 @st.composite
@@ -427,13 +439,17 @@ def test_what_the_contract_allows_is_kept_as_it_was_given(
         kept = remember_all(connection, memories)
     stored = rows(
         shared_database,
-        "SELECT namespace, text, occurred_at, speaker, conversation_id, payload, content_digest "
+        "SELECT namespace, text, occurred_at, speaker, conversation_id, content_digest, payload "
         "FROM memories WHERE tenant_id = %s ORDER BY memory_id",
         tenant,
     )
-    assert stored == [
-        (m.namespace, m.text, m.occurred_at, m.speaker, m.conversation_id, m.payload, content_digest(m))
+    assert [row[:-1] for row in stored] == [
+        (m.namespace, m.text, m.occurred_at, m.speaker, m.conversation_id, content_digest(m))
         for m in memories
+    ]
+    # Postgres keeps a number by its value, so that 1e22 comes back as an integer.
+    assert [canonical_json(payload) for *_, payload in stored] == [
+        canonical_json(m.payload) for m in memories
     ]
     assert not any(answer.repeated for answer in kept)
 
