@@ -136,9 +136,10 @@ def remember_configurations(connection: Connection, configurations: Iterable[Lea
 
 
 def read_configurations(connection: Connection) -> dict[bytes, LearningConfiguration]:
-    """Every configuration that a change may name, by digest."""
+    """Every configuration that a change may name, by digest; one that its digest is not of is left out."""
     rows = connection.execute("SELECT digest, body FROM configurations")
-    return {digest: LearningConfiguration.from_json(body) for digest, body in rows}
+    read = ((digest, LearningConfiguration.from_json(body)) for digest, body in rows)
+    return {digest: stored for digest, stored in read if bytes.fromhex(stored.digest) == digest}
 
 
 def create_tenants(
