@@ -5,25 +5,21 @@ What landed (`assets/landed.py`) is observed, aggregated by day (`assets/feedbac
 something new has landed.
 """
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
 
+from somabrain_dagster.assets.adaptation import adaptation_state
+from somabrain_dagster.assets.feedback import feedback_daily_asset
+from somabrain_dagster.assets.landed import landed
+from somabrain_dagster.checks.following import state_follows_what_landed
+from somabrain_dagster.jobs import learning_chain
+from somabrain_dagster.partitions import feedback_days
+from somabrain_dagster.resources.brain import brain_resource
+from somabrain_dagster.sensors.failure import run_failure_sensor
+from somabrain_dagster.sensors.feedback import feedback_landed_sensor
 from somabrain_dagster.settings import Settings
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", dg.BetaWarning)
-    from somabrain_dagster.assets.adaptation import adaptation_state
-    from somabrain_dagster.assets.feedback import feedback_daily_asset
-    from somabrain_dagster.assets.landed import landed
-    from somabrain_dagster.checks.following import state_follows_what_landed
-    from somabrain_dagster.jobs import learning_chain
-    from somabrain_dagster.partitions import feedback_days
-    from somabrain_dagster.resources.brain import brain_resource
-    from somabrain_dagster.sensors.failure import run_failure_sensor
-    from somabrain_dagster.sensors.feedback import feedback_landed_sensor
 
 
 def build_definitions(
@@ -37,15 +33,13 @@ def build_definitions(
     """
     settings = Settings() if settings is None else settings
     days = feedback_days(settings)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", dg.BetaWarning)
-        return dg.Definitions(
-            assets=[landed, feedback_daily_asset(days, settings.first_day), adaptation_state],
-            asset_checks=[state_follows_what_landed(settings)],
-            jobs=[learning_chain],
-            sensors=[feedback_landed_sensor(settings, days), run_failure_sensor(settings)],
-            resources={"brain": brain_resource(settings), **(resources or {})},
-        )
+    return dg.Definitions(
+        assets=[landed, feedback_daily_asset(days, settings.first_day), adaptation_state],
+        asset_checks=[state_follows_what_landed(settings)],
+        jobs=[learning_chain],
+        sensors=[feedback_landed_sensor(settings, days), run_failure_sensor(settings)],
+        resources={"brain": brain_resource(settings), **(resources or {})},
+    )
 
 
 defs = build_definitions()

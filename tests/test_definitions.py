@@ -1,0 +1,182 @@
+"""The Dagster project as a specification: assets, checks, jobs, sensors; and that importing it does nothing."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from somabrain_dagster.definitions import build_definitions
+from somabrain_dagster.operations.dagster_home import (
+    INSTANCE,
+    WORKSPACE,
+    dagster_home,
+    prepare,
+    storage_url,
+    workspace,
+)
+from somabrain_dagster.operations.servers import Servers
+from somabrain_dagster.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+
+ASSETS = {
+    # asset: (group, kinds, what it is made of)
+    "feedback_events": ("landed", {"postgres"}, set()),
+    "memories": ("landed", {"postgres"}, set()),
+    "recalls": ("landed", {"postgres"}, set()),
+    "token_usage": ("landed", {"postgres"}, set()),
+    "feedback_daily": ("learning", {"postgres"}, {"feedback_events"}),
+    "adaptation_state": ("learning", {"postgres", "numpy"}, {"feedback_events", "recalls"}),
+}
+OBSERVED = {"feedback_events", "memories", "recalls", "token_usage"}
+CHECKS = {
+    # check of adaptation_state: whether it blocks
+    "replay_equals_live": True,
+    "every_shift_is_rederived": True,
+    "no_gap_in_versions": True,
+    "hash_chain_intact": True,
+    "bounds_hold": False,
+    "state_follows_what_landed": False,
+}
+JOBS = {"learning_chain": set(ASSETS)}
+SENSORS = {"feedback_landed": {"learning_chain"}, "run_failure": set()}
+
+
+@pytest.fixture(scope="module")
+def definitions() -> dg.Definitions:
+    return build_definitions(Settings(sensor_interval_seconds=7))
+
+
+def name(key: dg.AssetKey) -> str:
+    return key.to_user_string()
+
+
+def test_the_assets_are_these(definitions: dg.Definitions) -> None:
+    specs = {name(spec.key): spec for spec in definitions.resolve_all_asset_specs()}
+
+    assert {
+        asset: (spec.group_name, spec.kinds, {name(dep.asset_key) for dep in spec.deps})
+        for asset, spec in specs.items()
+    } == ASSETS
+    for asset, spec in specs.items():
+        assert spec.description, asset
+        assert spec.owners, asset
+        assert spec.tags, asset
+
+
+def test_what_landed_is_observed_and_the_rest_is_made(definitions: dg.Definitions) -> None:
+    graph = definitions.resolve_asset_graph()
+
+    assert {name(key) for key in graph.observable_asset_keys} == OBSERVED
+    assert {name(key) for key in graph.materializable_asset_keys} == set(ASSETS) - OBSERVED
+
+
+def test_days_are_of_utc_and_include_today_and_one_run_takes_many() -> None:
+    definitions = build_definitions(Settings.model_validate({"first_day": "2026-03-01"}))
+    daily = definitions.resolve_assets_def("feedback_daily")
+
+    assert isinstance(daily.partitions_def, dg.DailyPartitionsDefinition)
+    assert daily.partitions_def.timezone == "UTC"
+    assert daily.partitions_def.get_first_partition_key() == "2026-03-01"
+    assert daily.partitions_def.end_offset == 1
+    assert daily.backfill_policy == dg.BackfillPolicy.single_run()
+
+
+def test_the_checks_are_these(definitions: dg.Definitions) -> None:
+    graph = definitions.resolve_asset_graph()
+    specs = [graph.get_check_spec(key) for key in graph.asset_check_keys]
+
+    assert {(name(spec.asset_key), spec.name): spec.blocking for spec in specs} == {
+        ("adaptation_state", check): blocking for check, blocking in CHECKS.items()
+    }
+    assert all(spec.description for spec in specs)
+
+
+def test_the_jobs_are_these_and_run_in_one_process(definitions: dg.Definitions) -> None:
+    jobs = {job.name: job for job in definitions.resolve_all_job_defs() if not job.name.startswith("__")}
+
+    assert {
+        job: {name(key) for key in definition.asset_layer.selected_asset_keys}
+        for job, definition in jobs.items()
+    } == JOBS
+    assert {definition.executor_def.name for definition in jobs.values()} == {"in_process"}
+    assert all(definition.description for definition in jobs.values())
+
+
+def test_the_sensors_are_these_and_look_from_the_start(definitions: dg.Definitions) -> None:
+    sensors = {sensor.name: sensor for sensor in definitions.get_repository_def().sensor_defs}
+
+    assert {
+        sensor: {target.job_name for target in each.targets} for sensor, each in sensors.items()
+    } == SENSORS
+    for sensor in sensors.values():
+        assert sensor.default_status == dg.DefaultSensorStatus.RUNNING
+        assert sensor.minimum_interval_seconds == 7
+        assert sensor.description
+
+
+def test_a_resource_of_ones_own_takes_the_place_of_the_settings(definitions: dg.Definitions) -> None:
+    own = dg.ResourceDefinition.hardcoded_resource("another brain")
+    replaced = build_definitions(Settings(), resources={"brain": own})
+
+    assert definitions.resources.keys() == replaced.resources.keys() == {"brain"}  # type: ignore[union-attr]
+    assert replaced.resources["brain"] is own  # type: ignore[index]
+
+
+def test_importing_the_definitions_connects_to_nothing_and_starts_nothing(tmp_path: Path) -> None:
+    """In a process of its own, with servers named that would notice, and then with none named."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    port = listening.getsockname()[1]
+    home = tmp_path / "home"
+    bare = {key: value for key, value in os.environ.items() if not key.startswith(("SOMABRAIN_", "DAGSTER_"))}
+    bare["SOMABRAIN_HOME"] = str(home)
+    named = {
+        "SOMABRAIN_DATABASE_URL": f"postgresql://nobody@127.0.0.1:{port}/brain",
+        "SOMABRAIN_DAGSTER_DATABASE_URL": f"postgresql://nobody@127.0.0.1:{port}/dagster",
+        "SOMABRAIN_REDIS_URL": f"redis://127.0.0.1:{port}",
+    }
+    code = "from somabrain_dagster.definitions import defs; defs.get_repository_def().load_all_definitions()"
+
+    for environment in (bare | named, bare):
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+
+    listening.settimeout(0)
+    with pytest.raises(BlockingIOError):
+        listening.accept()
+    listening.close()
+    assert not home.exists()
+
+
+def test_the_files_at_the_root_are_those_that_the_project_uses() -> None:
+    for file in (INSTANCE, WORKSPACE):
+        assert (ROOT / file.name).samefile(file)
+
+
+def test_the_home_of_dagster_has_all_that_its_programs_need(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    servers = Servers(
+        "postgresql://a:b@127.0.0.1:1/brain", "postgresql://a:b@127.0.0.1:1/dagster", "redis://127.0.0.1:2"
+    )
+
+    environment = prepare(settings, servers)
+
+    assert environment.items() >= servers.environment().items()
+    assert environment["DAGSTER_HOME"] == str(dagster_home(settings))
+    assert environment["SOMABRAIN_HOME"] == str(tmp_path)
+    described = (dagster_home(settings) / "dagster.yaml").read_text()
+    assert described == INSTANCE.read_text()
+    assert set(re.findall(r"env: (\w+)", described)) <= environment.keys()
+    assert workspace(settings).read_text() == WORKSPACE.read_text()
+
+
+def test_storage_names_the_driver_that_dagster_needs() -> None:
+    assert storage_url("postgresql://a:b%40c@h:5/d?sslmode=require") == (
+        "postgresql+psycopg2://a:b%40c@h:5/d?sslmode=require"
+    )
