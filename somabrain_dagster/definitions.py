@@ -12,7 +12,7 @@ import dagster as dg
 
 from somabrain_dagster.assets.adaptation import adaptation_state
 from somabrain_dagster.assets.feedback import feedback_daily_asset
-from somabrain_dagster.assets.landed import landed
+from somabrain_dagster.assets.landed import landed_assets
 from somabrain_dagster.checks.following import state_follows_what_landed
 from somabrain_dagster.jobs import learning_chain
 from somabrain_dagster.partitions import feedback_days
@@ -34,7 +34,7 @@ def build_definitions(
     settings = Settings() if settings is None else settings
     days = feedback_days(settings)
     return dg.Definitions(
-        assets=[landed, feedback_daily_asset(days, settings.first_day), adaptation_state],
+        assets=[landed_assets(), feedback_daily_asset(days, settings.first_day), adaptation_state],
         asset_checks=[state_follows_what_landed(settings)],
         jobs=[learning_chain],
         sensors=[feedback_landed_sensor(settings, days), run_failure_sensor(settings)],

@@ -3,11 +3,11 @@
 import dagster as dg
 
 from somabrain_dagster.assets.adaptation import adaptation_state
-from somabrain_dagster.assets.landed import landed
+from somabrain_dagster.assets.landed import LANDED_KEYS
 
 LEARNING_CHAIN = "learning_chain"
 
-PROOF = [*sorted(landed.keys), adaptation_state.key]
+PROOF = [*LANDED_KEYS, adaptation_state.key]
 """What the chain does besides aggregating days."""
 
 learning_chain = dg.define_asset_job(

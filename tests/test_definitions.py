@@ -1,4 +1,4 @@
-"""The Dagster project as a specification: assets, checks, jobs, sensors; and that importing it does nothing."""
+"""The Dagster project as a specification: assets, checks, jobs, sensors; importing it does nothing."""
 
 import os
 import re

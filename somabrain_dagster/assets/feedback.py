@@ -8,13 +8,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from somabrain_dagster.assets.landed import FEEDBACK_EVENTS
-from somabrain_dagster.assets.metadata import LEARNING, OWNERS, column_schema, plot
+from somabrain_dagster.assets.metadata import LEARNING, OWNERS, beta_accepted, column_schema, plot
 from somabrain_dagster.resources.brain import Brain
 from somabrain_dagster.store.daily import Aggregation, Day, aggregate
 from somabrain_dagster.store.landed import read_columns_of
 from somabrain_dagster.store.positions import position
 
 
+@beta_accepted()
 def feedback_daily_asset(days: dg.DailyPartitionsDefinition, first_day: date) -> dg.AssetsDefinition:
     """The asset `feedback_daily`, partitioned by these days.
 

@@ -5,7 +5,7 @@ from typing import get_args
 
 import dagster as dg
 
-from somabrain_dagster.assets.metadata import LANDED, OWNERS, column_schema
+from somabrain_dagster.assets.metadata import LANDED, OWNERS, beta_accepted, column_schema
 from somabrain_dagster.resources.brain import Brain
 from somabrain_dagster.store.database import Connection
 from somabrain_dagster.store.landed import CountedTable, read_columns_of, read_landed
@@ -26,32 +26,42 @@ _DESCRIPTIONS = {
     "and the latest landing.",
 }
 
+LANDED_KEYS = [dg.AssetKey(table) for table in _DESCRIPTIONS]
 
-@dg.multi_observable_source_asset(  # type: ignore[untyped-decorator]
-    name="observe_landed",
-    description="Look how far each table has come.",
-    specs=[
-        dg.AssetSpec(
-            table,
-            description=description,
-            group_name=LANDED,
-            kinds={"postgres"},
-            owners=OWNERS,
-            tags={"somabrain/layer": "landed"},
-            metadata={"dagster/table_name": table},
-        )
-        for table, description in _DESCRIPTIONS.items()
-    ],
-    can_subset=True,
-)
-def landed(context: dg.AssetExecutionContext, brain: dg.ResourceParam[Brain]) -> Iterator[dg.ObserveResult]:
-    """Observe those tables that are selected, all at one instant."""
-    with brain.database.snapshot() as connection:
-        if FEEDBACK_EVENTS in context.selected_asset_keys:
-            yield _observe_feedback(connection)
-        for table in get_args(CountedTable):
-            if dg.AssetKey(table) in context.selected_asset_keys:
-                yield _observe_table(connection, table)
+
+@beta_accepted()
+def landed_assets() -> dg.AssetsDefinition:
+    """The assets of `LANDED_KEYS`, each of which can be observed alone."""
+
+    @dg.multi_observable_source_asset(  # type: ignore[untyped-decorator]
+        description="Look how far each table has come.",
+        specs=[
+            dg.AssetSpec(
+                table,
+                description=description,
+                group_name=LANDED,
+                kinds={"postgres"},
+                owners=OWNERS,
+                tags={"somabrain/layer": "landed"},
+                metadata={"dagster/table_name": table},
+            )
+            for table, description in _DESCRIPTIONS.items()
+        ],
+        can_subset=True,
+    )
+    def observe_landed(
+        context: dg.AssetExecutionContext, brain: dg.ResourceParam[Brain]
+    ) -> Iterator[dg.ObserveResult]:
+        """Observe those tables that are selected, all at one instant."""
+        with brain.database.snapshot() as connection:
+            if FEEDBACK_EVENTS in context.selected_asset_keys:
+                yield _observe_feedback(connection)
+            for table in get_args(CountedTable):
+                if dg.AssetKey(table) in context.selected_asset_keys:
+                    yield _observe_table(connection, table)
+
+    assert isinstance(observe_landed, dg.AssetsDefinition)
+    return observe_landed
 
 
 def _observe_feedback(connection: Connection) -> dg.ObserveResult:

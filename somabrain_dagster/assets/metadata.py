@@ -1,7 +1,9 @@
 """What assets say of themselves: who owns them, and tables and plots for a person who looks at them."""
 
 import base64
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 
 import dagster as dg
@@ -16,6 +18,14 @@ LEARNING = "learning"
 """The groups of assets."""
 
 PLOT_COLORS = 64
+
+
+@contextmanager
+def beta_accepted() -> Iterator[None]:
+    """Around a definition by what Dagster calls beta: no warning, since its minor version is pinned."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.BetaWarning)
+        yield
 
 
 def column_schema(columns: Sequence[Column]) -> dg.TableSchema:
