@@ -272,24 +272,28 @@ def test_the_daemon_itself_sees_a_late_commit(
         instance = stack.enter_context(opened_instance(settings, servers))
         chain = Chain(instance, settings, database)
 
-        def followed_by(runs: int) -> bool:
-            finished = instance.get_runs(
-                dg.RunsFilter(
-                    job_name=LEARNING_CHAIN,
-                    tags={"dagster/sensor_name": "feedback_landed"},
-                    statuses=[dg.DagsterRunStatus.SUCCESS],
-                )
-            )
-            return len(finished) == runs and finished[0].tags[POSITION_TAG] == chain.position
-
         late = stack.enter_context(ExitStack())
         late.enter_context(held_open(database, said(early, idempotency_key="1")))
         landed(database, [said(prompt)])
-        stack.enter_context(daemon(environment, workspace(settings), tmp_path / "daemon.log"))
-        wait_until(lambda: followed_by(1))
-        assert chain.rows("SELECT tenant_id FROM feedback_daily") == [(prompt,)]
+        assert chain.follow(chain.tick()).success
+        log = tmp_path / "daemon.log"
+        stack.enter_context(daemon(environment, workspace(settings), log))
+        looked = f"feedback_landed skipped: everything up to position {chain.position} is aggregated"
+        wait_until(lambda: looked in log.read_text())
 
         late.close()
-        wait_until(lambda: followed_by(2))
+
+        def followed() -> bool:
+            return bool(
+                instance.get_runs(
+                    dg.RunsFilter(
+                        job_name=LEARNING_CHAIN,
+                        tags={"dagster/sensor_name": "feedback_landed", POSITION_TAG: chain.position},
+                        statuses=[dg.DagsterRunStatus.SUCCESS],
+                    )
+                )
+            )
+
+        wait_until(followed)
         assert chain.rows("SELECT tenant_id FROM feedback_daily ORDER BY tenant_id") == [(early,), (prompt,)]
         assert chain.lag(FEEDBACK_DAILY).tenants == chain.lag(ADAPTATION_STATE).tenants == []
