@@ -19,6 +19,7 @@ from somabrain_dagster.store.database import Database
 from somabrain_dagster.store.positions import ADAPTATION_STATE, FEEDBACK_DAILY
 from tests.brain import CONFIGURATION, landed, new_tenant, new_tenants, said
 from tests.chain import Chain, checks_of, failed_checks, new_instance, settings_for
+from tests.forgery import forge_change
 
 PROOFS = {
     "replay_equals_live",
@@ -151,32 +152,7 @@ def test_a_live_weight_moved_by_one_nano_unit_is_named(chain: Chain) -> None:
 def test_a_log_forged_from_end_to_end_replays_and_is_not_rederived(chain: Chain) -> None:
     tenant, other = new_tenants(chain.database, 2)
     landed(chain.database, [said(name, utility) for utility in (0.5, 0.2, -0.3) for name in (tenant, other)])
-    # As one who owns the tables would: α of one change, then all that hangs on it.
-    chain.rows(
-        """
-        DO $$
-        DECLARE
-            row weight_changes;
-            previous weight_changes;
-        BEGIN
-            FOR row IN SELECT * FROM weight_changes WHERE tenant_id = '%s' ORDER BY version LOOP
-                IF row.version = 2 THEN
-                    row.shift[1] := row.shift[1] + 5000000;
-                END IF;
-                IF row.version >= 2 THEN
-                    row.after[1] := previous.after[1] + row.shift[1];
-                    row.hash := weight_change_hash(previous.hash, row);
-                    UPDATE weight_changes SET shift = row.shift, after = row.after, hash = row.hash
-                    WHERE tenant_id = row.tenant_id AND version = row.version;
-                END IF;
-                previous := row;
-            END LOOP;
-            UPDATE adaptation_states SET weights = previous.after, hash = previous.hash
-            WHERE tenant_id = previous.tenant_id;
-        END
-        $$
-        """.replace("%s", tenant)
-    )
+    forge_change(chain.database, tenant, version=2, nanos=5_000_000)
 
     result = chain.run_days("2026-01-01", "2026-01-02")
 

@@ -1,5 +1,7 @@
 """Bring a database to the schema that this version needs; forward only."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import sqlalchemy
@@ -8,15 +10,22 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from somabrain_dagster.store.database import Connection
+from somabrain_dagster.store.database import Connection, DatabaseUnreachable
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
-def _engine(url: str) -> sqlalchemy.Engine:
-    return sqlalchemy.create_engine(
-        sqlalchemy.make_url(url).set(drivername="postgresql+psycopg"), poolclass=sqlalchemy.NullPool
-    )
+@contextmanager
+def _connected(url: str) -> Iterator[sqlalchemy.Connection]:
+    """A connection as Alembic wants it; that it cannot be had is the driver's own error."""
+    address = sqlalchemy.make_url(url).set(drivername="postgresql+psycopg")
+    engine = sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool)
+    try:
+        connection = engine.connect()
+    except sqlalchemy.exc.OperationalError as error:
+        raise DatabaseUnreachable(str(error.orig)) from error
+    with connection:
+        yield connection
 
 
 def _configuration() -> Config:
@@ -34,7 +43,7 @@ def newest_revision() -> str:
 
 def current_revision(url: str) -> str | None:
     """The revision that the database is at; None for an empty one."""
-    with _engine(url).connect() as connection:
+    with _connected(url) as connection:
         return MigrationContext.configure(connection).get_current_revision()
 
 
@@ -56,9 +65,12 @@ def migrate(url: str, revision: str = "head") -> str | None:
 
     Returns:
         The revision that the database was at before.
+
+    Raises:
+        DatabaseUnreachable: the server cannot be reached.
     """
     configuration = _configuration()
-    with _engine(url).connect() as connection:
+    with _connected(url) as connection:
         # Two processes that start together must not both create the tables.
         connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(hashtext('somabrain_migrate'))"))
         connection.commit()

@@ -1,0 +1,49 @@
+"""What somebody could do who owns the tables: the tests' adversary."""
+
+from somabrain_dagster.store.database import Database
+
+
+def nudge_live_alpha(database: Database, tenant_id: str) -> None:
+    """Add one nano-unit to a tenant's live α."""
+    with database.as_owner() as connection:
+        connection.execute("ALTER TABLE adaptation_states NO FORCE ROW LEVEL SECURITY")
+        connection.execute(
+            "UPDATE adaptation_states SET weights[1] = weights[1] + 1 WHERE tenant_id = %s", (tenant_id,)
+        )
+        connection.execute("ALTER TABLE adaptation_states FORCE ROW LEVEL SECURITY")
+
+
+def forge_change(database: Database, tenant_id: str, version: int, nanos: int) -> None:
+    """Alter the shift of α of one change, then all that hangs on it: weights, hashes and the live state."""
+    with database.as_owner() as connection:
+        for table in ("weight_changes", "adaptation_states"):
+            connection.execute(f"ALTER TABLE {table} NO FORCE ROW LEVEL SECURITY")
+        connection.execute(
+            """
+            CREATE FUNCTION pg_temp.forge(tenant text, forged bigint, nanos bigint) RETURNS void
+            LANGUAGE plpgsql AS $$
+            DECLARE
+                row weight_changes;
+                previous weight_changes;
+            BEGIN
+                FOR row IN SELECT * FROM weight_changes WHERE tenant_id = tenant ORDER BY version LOOP
+                    IF row.version = forged THEN
+                        row.shift[1] := row.shift[1] + nanos;
+                    END IF;
+                    IF row.version >= forged THEN
+                        row.after[1] := previous.after[1] + row.shift[1];
+                        row.hash := weight_change_hash(previous.hash, row);
+                        UPDATE weight_changes SET shift = row.shift, after = row.after, hash = row.hash
+                        WHERE tenant_id = row.tenant_id AND version = row.version;
+                    END IF;
+                    previous := row;
+                END LOOP;
+                UPDATE adaptation_states SET weights = previous.after, hash = previous.hash
+                WHERE tenant_id = previous.tenant_id;
+            END
+            $$
+            """
+        )
+        connection.execute("SELECT pg_temp.forge(%s, %s, %s)", (tenant_id, version, nanos))
+        for table in ("weight_changes", "adaptation_states"):
+            connection.execute(f"ALTER TABLE {table} FORCE ROW LEVEL SECURITY")
