@@ -55,6 +55,7 @@ class Rate:
 
     @property
     def error(self) -> float:
+        """The binomial one: for a mean of shares, an upper bound."""
         return float(np.sqrt(self.rate * (1 - self.rate) / self.draws))
 
     @property
