@@ -185,6 +185,8 @@ class LearningConfiguration:
         Raises:
             InvalidConfiguration: an entry is unknown, or the result cannot be.
         """
+        if not overrides:
+            return self
         _check_names("the overrides", overrides, [f.name for f in fields(self)])
         changes: dict[str, Any] = {}
         for entry, value in overrides.items():

@@ -48,10 +48,10 @@ def first_trip(history: Micros, rewards: Micros, configuration: GuardConfigurati
     Returns:
         The position, or None where it does not trip. It never does before both windows are full.
     """
-    stream = np.concatenate((remembered(history, rewards[:0], configuration), rewards))
-    decisions = len(stream) - configuration.window + 1
+    decisions = min(len(history), configuration.window - 1) + len(rewards) - configuration.window + 1
     if not configuration.enabled or decisions < 1:
         return None
+    stream = np.concatenate((remembered(history, rewards[:0], configuration), rewards))
     totals = np.concatenate(([0], np.cumsum(stream)))
     squares = np.concatenate(([0], np.cumsum(stream * stream)))
     end = np.arange(configuration.window, len(stream) + 1)

@@ -8,7 +8,7 @@ from http import HTTPStatus
 
 from somabrain_dagster.serving.problems import Problem, too_many
 from somabrain_dagster.store import keys
-from somabrain_dagster.store.database import Database, DatabaseUnavailable
+from somabrain_dagster.store.database import Database, DatabaseUnreachable
 from somabrain_dagster.store.keys import Credential, Scope
 
 TRUSTED_SECONDS = 60.0
@@ -152,7 +152,7 @@ class Gatekeeper:
 
         Raises:
             Problem: 401 if it is no valid key.
-            DatabaseUnavailable: it is not known here, and the database does not answer.
+            DatabaseUnreachable: it is not known here, and the database does not answer.
         """
         parts = keys.split_key(key.decode("latin-1"))
         if parts is None:
@@ -163,7 +163,7 @@ class Gatekeeper:
             raise _unauthorized()
         try:
             credential = await asyncio.to_thread(self._find, key_id)
-        except DatabaseUnavailable:
+        except DatabaseUnreachable:
             # A key that was valid a minute ago still tells who asks; what they ask for may need no database.
             known = self._principals.get(key_id)
             if known is None:
@@ -222,7 +222,7 @@ class Gatekeeper:
             return
         try:
             await asyncio.to_thread(self._mark, used)
-        except DatabaseUnavailable:
+        except DatabaseUnreachable:
             self._used |= used
 
     def _mark(self, used: set[str]) -> None:

@@ -80,7 +80,7 @@ class Committer:
         """Put events in the queue; they land together or with others, in this order.
 
         Returns:
-            Their outcomes, after the commit; `DatabaseUnavailable` where the database does not answer, and
+            Their outcomes, after the commit; `DatabaseUnreachable` where the database does not answer, and
             nothing is acknowledged.
 
         Raises:

@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 from somabrain_dagster.learning.features import FEATURES
 from somabrain_dagster.learning.weights import NAMES, RETRIEVAL, UTILITY, to_units
 from somabrain_dagster.store.adaptation import read_configurations
-from somabrain_dagster.store.database import DatabaseUnavailable
+from somabrain_dagster.store.database import DatabaseUnreachable
 from somabrain_dagster.store.gauges import TenantGauges, read_adjustments, read_gauges
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ class _Gauges(Collector):
                 tenants, others = read_gauges(connection, self._most_tenants)
                 service.states.know(read_configurations(connection))
                 adjustments = read_adjustments(connection, self._most_tenants, OTHERS)
-        except DatabaseUnavailable:
+        except DatabaseUnreachable:
             yield _one("somabrain_postgres_up", "Whether Postgres answered the scrape.", 0)
             return
         yield _one("somabrain_postgres_up", "Whether Postgres answered the scrape.", 1)

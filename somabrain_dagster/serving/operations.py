@@ -19,7 +19,7 @@ from somabrain_dagster.serving.answers import Answer, problem_answer
 from somabrain_dagster.serving.problems import Problem, invalid, method_not_allowed, unavailable
 from somabrain_dagster.store import keys
 from somabrain_dagster.store.adaptation import UnknownTenant
-from somabrain_dagster.store.database import DatabaseUnavailable
+from somabrain_dagster.store.database import DatabaseUnreachable
 
 if TYPE_CHECKING:
     from somabrain_dagster.serving.service import Service
@@ -212,7 +212,7 @@ class Resource:
             answer = problem_answer(problem, call.request_id)
         except UnknownTenant as error:
             answer = problem_answer(Problem(404, "unknown_tenant", str(error)), call.request_id)
-        except DatabaseUnavailable:
+        except DatabaseUnreachable:
             answer = problem_answer(unavailable("Postgres"), call.request_id)
         except Exception:  # noqa: BLE001 — whatever it is, it is logged and answered
             _log.exception("request %s failed", call.request_id)

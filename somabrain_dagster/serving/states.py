@@ -22,7 +22,7 @@ from somabrain_dagster.store.adaptation import (
     read_states,
 )
 from somabrain_dagster.store.cache import SnapshotCache, snapshot_of
-from somabrain_dagster.store.database import Database, DatabaseUnavailable
+from somabrain_dagster.store.database import Database, DatabaseUnreachable
 
 _log = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ class States:
 
         Raises:
             UnknownTenant: there is no such tenant.
-            DatabaseUnavailable: neither memory nor Redis can be trusted, and Postgres does not answer.
+            DatabaseUnreachable: neither memory nor Redis can be trusted, and Postgres does not answer.
         """
         return self.answer_from_memory(tenant_id) or await self._answer_from_elsewhere(tenant_id)
 
@@ -162,7 +162,7 @@ class States:
 
         Raises:
             UnknownTenant: there is no such tenant.
-            DatabaseUnavailable: memory cannot be trusted, and Postgres does not answer.
+            DatabaseUnreachable: memory cannot be trusted, and Postgres does not answer.
         """
         held = self._held.get(tenant_id)
         if (
@@ -257,7 +257,7 @@ class States:
                     written = await asyncio.to_thread(self._rebuild)
                     self._redis_whole = True
                     _log.info("%d adaptation snapshots are in Redis", written)
-            except (redis.RedisError, DatabaseUnavailable) as error:
+            except (redis.RedisError, DatabaseUnreachable) as error:
                 self._redis_whole = False
                 _log.warning("adaptation snapshots cannot be rebuilt yet: %s", error)
             await asyncio.sleep(REPAIR_SECONDS)

@@ -1,9 +1,13 @@
 """One way to write a value down, so that its digest can be computed again from what was stored."""
 
 import hashlib
-import json
+import math
 from decimal import Decimal
+from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any
+
+_EXACT = 2.0**53
+"""Below it every whole float is the integer that its digits say."""
 
 
 def canonical_json(value: Any) -> bytes:
@@ -16,9 +20,7 @@ def canonical_json(value: Any) -> bytes:
         ValueError: a number is NaN or infinite.
         TypeError: a value is nothing that JSON knows, or a key is not text.
     """
-    return json.dumps(
-        _with_whole_numbers(value), sort_keys=True, separators=(",", ":"), allow_nan=False
-    ).encode()
+    return _written(value).encode()
 
 
 def digest(value: Any) -> bytes:
@@ -26,14 +28,27 @@ def digest(value: Any) -> bytes:
     return hashlib.sha256(canonical_json(value)).digest()
 
 
-def _with_whole_numbers(value: Any) -> Any:
-    if isinstance(value, float) and value.is_integer():
-        # int(1e23) is 99999999999999991611392, but 1e23 in JSON text, which Postgres reads, is 10²³.
-        return int(Decimal(repr(value)))
+def _written(value: Any) -> str:
+    """JSON text. Written out here because every event is digested, and `json` takes three times as long."""
+    if value is None:
+        return "null"
+    if isinstance(value, str):
+        return str(_quoted(value))
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        if value.is_integer():
+            # int(1e23) is 99999999999999991611392, but 1e23 in JSON text, which Postgres reads, is 10²³.
+            return str(int(value) if abs(value) < _EXACT else int(Decimal(float.__repr__(value))))
+        if not math.isfinite(value):
+            raise ValueError(f"{value} is no number of JSON")
+        return float.__repr__(value)
+    if isinstance(value, int):
+        return int.__repr__(value)
     if isinstance(value, dict):
         if not all(isinstance(key, str) for key in value):
             raise TypeError("a key of a JSON object must be text")
-        return {key: _with_whole_numbers(entry) for key, entry in value.items()}
+        return f"{{{','.join([f'{_quoted(key)}:{_written(value[key])}' for key in sorted(value)])}}}"
     if isinstance(value, list | tuple):
-        return [_with_whole_numbers(entry) for entry in value]
-    return value
+        return f"[{','.join([_written(entry) for entry in value])}]"
+    raise TypeError(f"JSON has no {type(value).__name__}")

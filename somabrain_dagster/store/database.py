@@ -13,11 +13,8 @@ from psycopg_pool import ConnectionPool
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
-DatabaseUnavailable = psycopg.OperationalError
-"""The database cannot be reached, ended the connection, or kept it waiting for too long."""
-
 DatabaseUnreachable = psycopg.OperationalError
-"""The server cannot be reached, or ended the connection."""
+"""The server cannot be reached, ended the connection, or let it wait for too long."""
 
 TENANT_ROLE = "somabrain_tenant"
 OPERATOR_ROLE = "somabrain_operator"
@@ -93,8 +90,13 @@ class Database:
         self.close()
 
     @contextmanager
-    def as_tenants(self, tenants: Sequence[str]) -> Iterator[Connection]:
+    def as_tenants(self, tenants: Sequence[str], *, keep_plans: bool = False) -> Iterator[Connection]:
         """One transaction that sees and writes rows of these tenants and of no other.
+
+        Args:
+            tenants: their names.
+            keep_plans: prepare the statements and keep their plans, those of the checks of foreign keys too.
+                Only for statements that find every row by its whole key: no tenant's plan misleads another's.
 
         Raises:
             ValueError: a name has a comma, which would make two tenants of it.
@@ -102,11 +104,16 @@ class Database:
         if any("," in tenant for tenant in tenants):
             raise ValueError(f"no tenant's name has a comma: {tenants}")
         with self._pool.connection() as connection:
+            connection.prepare_threshold = 0 if keep_plans else None
             connection.execute(
-                "SELECT set_config('role', %s, true), set_config('app.tenants', %s, true)",
-                (TENANT_ROLE, ",".join(tenants)),
+                "SELECT set_config('role', %s, true), set_config('app.tenants', %s, true), "
+                "set_config('plan_cache_mode', %s, true)",
+                (TENANT_ROLE, ",".join(tenants), "auto" if keep_plans else "force_custom_plan"),
             )
-            yield connection
+            try:
+                yield connection
+            finally:
+                connection.prepare_threshold = None
 
     @contextmanager
     def as_operator(self) -> Iterator[Connection]:

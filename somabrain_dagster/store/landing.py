@@ -5,10 +5,12 @@ share tenants wait for one another and none deadlocks; under that lock an event 
 log, hence the log's order is the order of commits.
 """
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import groupby
+from functools import lru_cache
+from itertools import accumulate, groupby
 from typing import Any
 
 import msgspec
@@ -28,11 +30,20 @@ from somabrain_dagster.store.adaptation import (
     remember_configurations,
     state_from_row,
 )
+from somabrain_dagster.store.arrays import (
+    bigints,
+    bigints_or_null,
+    byteas,
+    floats,
+    floats_or_null,
+    texts,
+    timestamps,
+)
 from somabrain_dagster.store.cache import Publisher
 from somabrain_dagster.store.canonical import digest
 from somabrain_dagster.store.database import Connection, Database
 from somabrain_dagster.store.feedback_contract import Feedback, Helpful
-from somabrain_dagster.store.weight_log import WeightChange, as_recordset, chained, insert_changes
+from somabrain_dagster.store.weight_log import WeightChange, chained, insert_changes
 
 
 @dataclass(frozen=True)
@@ -155,16 +166,19 @@ def _land_together(
 ) -> tuple[list[Outcome], list[AdaptationState]]:
     """One transaction: the outcome of each event, and the states that are new."""
     names = sorted({feedback.tenant_id for feedback in batch})
-    with database.as_tenants(names) as connection:
+    keyed = [(feedback.tenant_id, feedback.idempotency_key) for feedback in batch if feedback.idempotency_key]
+    about = {(feedback.tenant_id, feedback.recall_id) for feedback in batch if feedback.recall_id is not None}
+    with database.as_tenants(names, keep_plans=True) as connection:
         with connection.pipeline():
             locked = connection.execute(
-                f"SELECT {STATE_COLUMNS}, t.overrides, now() "  # noqa: S608 — the columns are a constant
+                f"SELECT {STATE_COLUMNS}, t.overrides::text, now() "  # noqa: S608 — the columns are a constant
                 "FROM adaptation_states s JOIN tenants t USING (tenant_id) "
                 "WHERE s.tenant_id = ANY (%s) ORDER BY s.tenant_id FOR NO KEY UPDATE OF s",
                 (names,),
+                binary=True,
             )
-            used = _find_answers(connection, batch)
-            named = _find_recalls(connection, batch)
+            used = _find_answers(connection, keyed) if keyed else ()
+            named = _find_recalls(connection, about) if about else ()
         rows = locked.fetchall()
         tenants, misconfigured = _configured(rows, configuration)
         answers = {
@@ -216,7 +230,7 @@ def _configured(
     tenants, misconfigured = {}, {}
     for *state, overrides, _ in rows:
         try:
-            tenants[state[0]] = _Tenant(state_from_row(state), configuration.overridden(overrides))
+            tenants[state[0]] = _Tenant(state_from_row(state), _overridden(configuration, overrides))
         except InvalidConfiguration as error:
             misconfigured[state[0]] = Refused(
                 "invalid_configuration", f"the overrides of tenant {state[0]!r} cannot be: {error}"
@@ -224,9 +238,14 @@ def _configured(
     return tenants, misconfigured
 
 
-def _find_answers(connection: Connection, batch: Sequence[Feedback]) -> psycopg.Cursor[tuple[Any, ...]]:
+@lru_cache(maxsize=10_000)
+def _overridden(configuration: LearningConfiguration, overrides: str) -> LearningConfiguration:
+    """A tenant's configuration by the text of its overrides; checking and digesting one takes a while."""
+    return configuration.overridden(json.loads(overrides))
+
+
+def _find_answers(connection: Connection, keys: Sequence[tuple[str, str]]) -> psycopg.Cursor[tuple[Any, ...]]:
     """What was answered to the idempotency keys that were used before."""
-    keys = [(feedback.tenant_id, feedback.idempotency_key) for feedback in batch if feedback.idempotency_key]
     return connection.execute(
         """
         SELECT k.tenant_id, k.key, k.digest, k.seq, k.version, c.after
@@ -238,8 +257,9 @@ def _find_answers(connection: Connection, batch: Sequence[Feedback]) -> psycopg.
     )
 
 
-def _find_recalls(connection: Connection, batch: Sequence[Feedback]) -> psycopg.Cursor[tuple[Any, ...]]:
-    named = {(feedback.tenant_id, feedback.recall_id) for feedback in batch if feedback.recall_id is not None}
+def _find_recalls(
+    connection: Connection, named: Collection[tuple[str, int]]
+) -> psycopg.Cursor[tuple[Any, ...]]:
     return connection.execute(
         """
         SELECT r.tenant_id, r.recall_id, r.registry_version, r.candidate_ids, r.features, r.expected
@@ -348,7 +368,8 @@ def _write(
         remember_configurations(connection, writes.configurations)
         insert_changes(connection, writes.changes, writes.hashes)
         _insert_events(connection, writes.events)
-        _insert_keys(connection, writes.keys)
+        if writes.keys:
+            _insert_keys(connection, writes.keys)
         updated = _update_states(connection, writes.states, tenants)
     if updated.rowcount != len(writes.states):
         raise AssertionError(
@@ -412,7 +433,9 @@ def _learn(
         _event_row(event, seq, now, dict(zip(_TRACED, levels, strict=True)))
         for event, seq, *levels in zip(events, seqs, *_traced(lesson), strict=True)
     ]
-    writes.configurations.append(configuration)
+    # A state whose last change names the configuration says that it is stored.
+    if any(state.configuration != in_force for state in states):
+        writes.configurations.append(configuration)
     writes.events += rows
     changes = _changes(lesson, names, now, in_force, seqs, [row["digest"] for row in rows])
     heads = {state.tenant_id: state.hash for state in states}
@@ -606,47 +629,81 @@ def _weights_before_event(connection: Connection, tenant_id: str, seq: int) -> t
     return row[0], np.array(row[1], dtype=np.int64)
 
 
-def _insert_events(connection: Connection, rows: list[dict[str, Any]]) -> None:
+def _insert_events(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
+    def column(name: str) -> list[Any]:
+        return [row[name] for row in rows]
+
     connection.execute(
         """
-        INSERT INTO feedback_events
-        SELECT * FROM json_populate_recordset(NULL::feedback_events, %s::json)
+        INSERT INTO feedback_events (
+            tenant_id, seq, created_at, occurred_at, session_id, source, utility, reward, recall_id, label,
+            helpful, arm, metadata, delta, dopamine, serotonin, noradrenaline, acetylcholine,
+            reward_mean, reward_variance, digest
+        )
+        SELECT
+            e.tenant_id, e.seq, e.created_at, e.occurred_at, e.session_id, e.source, e.utility, e.reward,
+            e.recall_id, e.label, e.helpful::jsonb, e.arm, e.metadata::jsonb,
+            e.delta, e.dopamine, e.serotonin, e.noradrenaline, e.acetylcholine,
+            e.reward_mean, e.reward_variance, e.digest
+        FROM unnest(
+            %s::text[], %s::bigint[], %s::timestamptz[], %s::timestamptz[], %s::text[], %s::text[],
+            %s::float8[], %s::float8[], %s::bigint[], %s::text[], %s::text[], %s::text[], %s::text[],
+            %s::float8[], %s::float8[], %s::float8[], %s::float8[], %s::float8[], %s::float8[], %s::float8[],
+            %s::bytea[]
+        ) AS e (
+            tenant_id, seq, created_at, occurred_at, session_id, source, utility, reward, recall_id, label,
+            helpful, arm, metadata, delta, dopamine, serotonin, noradrenaline, acetylcholine,
+            reward_mean, reward_variance, digest
+        )
         """,
-        (as_recordset(rows),),
+        (
+            texts(column("tenant_id")),
+            bigints(column("seq")),
+            timestamps(column("created_at")),
+            timestamps(column("occurred_at")),
+            texts(column("session_id")),
+            texts(column("source")),
+            floats(column("utility")),
+            floats_or_null(column("reward")),
+            bigints_or_null(column("recall_id")),
+            texts(column("label")),
+            texts([_json_or_null(helpful) for helpful in column("helpful")]),
+            texts(column("arm")),
+            texts([_json_or_null(metadata) for metadata in column("metadata")]),
+            *(floats(column(name)) for name in _TRACED),
+            byteas(column("digest")),
+        ),
     )
 
 
-def _insert_keys(connection: Connection, rows: list[dict[str, Any]]) -> None:
-    if rows:
-        connection.execute(
-            """
-            INSERT INTO idempotency_keys
-            SELECT * FROM json_populate_recordset(NULL::idempotency_keys, %s::json)
-            """,
-            (as_recordset(rows),),
+def _json_or_null(value: Any) -> str | None:
+    return None if value is None else msgspec.json.encode(value).decode()
+
+
+def _insert_keys(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
+    connection.execute(
+        """
+        INSERT INTO idempotency_keys (tenant_id, key, digest, seq, version, created_at)
+        SELECT * FROM unnest(
+            %s::text[], %s::text[], %s::bytea[], %s::bigint[], %s::bigint[], %s::timestamptz[]
         )
+        """,
+        (
+            texts([row["tenant_id"] for row in rows]),
+            texts([row["key"] for row in rows]),
+            byteas([row["digest"] for row in rows]),
+            bigints([row["seq"] for row in rows]),
+            bigints([row["version"] for row in rows]),
+            timestamps([row["created_at"] for row in rows]),
+        ),
+    )
 
 
 def _update_states(
     connection: Connection, states: Sequence[AdaptationState], locked: dict[str, _Tenant]
 ) -> psycopg.Cursor[tuple[Any, ...]]:
-    rows = [
-        {
-            "tenant_id": state.tenant_id,
-            "locked_version": locked[state.tenant_id].state.version,
-            "version": state.version,
-            "weights": state.weights.tolist(),
-            "hash": state.hash,
-            "configuration": state.configuration,
-            "feedback_seq": state.feedback_seq,
-            **vars(state.levels),
-            "reward_mean": state.rewards.mean,
-            "reward_variance": state.rewards.variance,
-            "recent_rewards": state.recent_rewards.tolist(),
-            "updated_at": state.updated_at,
-        }
-        for state in states
-    ]
+    ends = list(accumulate(len(state.recent_rewards) for state in states))
+    levels = [vars(state.levels) for state in states]
     return connection.execute(
         """
         UPDATE adaptation_states s
@@ -654,16 +711,39 @@ def _update_states(
             version, weights, hash, configuration, feedback_seq, delta, dopamine, serotonin, noradrenaline,
             acetylcholine, reward_mean, reward_variance, recent_rewards, updated_at
         ) = (
-            n.version, n.weights, n.hash, n.configuration, n.feedback_seq, n.delta, n.dopamine, n.serotonin,
-            n.noradrenaline, n.acetylcholine, n.reward_mean, n.reward_variance, n.recent_rewards, n.updated_at
+            n.version, (%(weights)s::bigint[])[k * (n.row - 1) + 1 : k * n.row], n.hash, n.configuration,
+            n.feedback_seq, n.delta, n.dopamine, n.serotonin, n.noradrenaline, n.acetylcholine,
+            n.reward_mean, n.reward_variance, (%(recent)s::bigint[])[n.recent_begin + 1 : n.recent_end],
+            n.updated_at
         )
-        FROM json_to_recordset(%s::json) AS n (
-            tenant_id text, locked_version bigint, version bigint, weights bigint[], hash bytea,
-            configuration bytea, feedback_seq bigint, delta float8, dopamine float8, serotonin float8,
-            noradrenaline float8, acetylcholine float8, reward_mean float8, reward_variance float8,
-            recent_rewards bigint[], updated_at timestamptz
+        FROM (SELECT %(k)s::int AS k) AS weights, unnest(
+            %(tenant_id)s::text[], %(locked_version)s::bigint[], %(version)s::bigint[], %(hash)s::bytea[],
+            %(configuration)s::bytea[], %(feedback_seq)s::bigint[], %(delta)s::float8[],
+            %(dopamine)s::float8[], %(serotonin)s::float8[], %(noradrenaline)s::float8[],
+            %(acetylcholine)s::float8[], %(reward_mean)s::float8[], %(reward_variance)s::float8[],
+            %(recent_begin)s::bigint[], %(recent_end)s::bigint[], %(updated_at)s::timestamptz[]
+        ) WITH ORDINALITY AS n (
+            tenant_id, locked_version, version, hash, configuration, feedback_seq, delta, dopamine, serotonin,
+            noradrenaline, acetylcholine, reward_mean, reward_variance, recent_begin, recent_end, updated_at,
+            row
         )
         WHERE s.tenant_id = n.tenant_id AND s.version = n.locked_version
         """,
-        (as_recordset(rows),),
+        {
+            "k": len(states[0].weights) if states else 1,
+            "tenant_id": texts([state.tenant_id for state in states]),
+            "locked_version": bigints([locked[state.tenant_id].state.version for state in states]),
+            "version": bigints([state.version for state in states]),
+            "weights": bigints(np.array([state.weights for state in states])),
+            "hash": byteas([state.hash for state in states]),
+            "configuration": byteas([state.configuration for state in states]),
+            "feedback_seq": bigints([state.feedback_seq for state in states]),
+            **{name: floats([level[name] for level in levels]) for name in _LEVELS},
+            "reward_mean": floats([state.rewards.mean for state in states]),
+            "reward_variance": floats([state.rewards.variance for state in states]),
+            "recent": bigints(np.concatenate([state.recent_rewards for state in states])),
+            "recent_begin": bigints([0, *ends[:-1]]),
+            "recent_end": bigints(ends),
+            "updated_at": timestamps([state.updated_at for state in states]),
+        },
     )

@@ -23,7 +23,7 @@ from somabrain_dagster.serving.contracts import (
 )
 from somabrain_dagster.serving.operations import Call, Operation, decode
 from somabrain_dagster.serving.problems import Problem, ProblemDetails, invalid, too_many, unavailable
-from somabrain_dagster.store.database import DatabaseUnavailable
+from somabrain_dagster.store.database import DatabaseUnreachable
 from somabrain_dagster.store.feedback_contract import InvalidFeedback, check
 from somabrain_dagster.store.landing import Landed, Outcome, Refused
 
@@ -106,7 +106,7 @@ async def submitted(call: Call, feedbacks: Sequence[FeedbackRequest]) -> list[Ou
         return await call.service.committer.submit(feedbacks)
     except QueueFull as full:
         raise too_many("too much feedback waits to be landed: send it again", 1) from full
-    except DatabaseUnavailable as error:
+    except DatabaseUnreachable as error:
         raise unavailable("Postgres") from error
 
 

@@ -11,7 +11,7 @@ from somabrain_dagster.serving.answers import Answer, json_answer
 from somabrain_dagster.serving.contracts import HealthAnswer, ReadyAnswer
 from somabrain_dagster.serving.operations import Call, Operation
 from somabrain_dagster.serving.page import page
-from somabrain_dagster.store.database import DatabaseUnavailable
+from somabrain_dagster.store.database import DatabaseUnreachable
 from somabrain_dagster.store.schema import newest_revision, revision_in
 
 _NEEDED = newest_revision()
@@ -33,7 +33,7 @@ async def ready(call: Call) -> Answer:
     postgres = migrations = "ok"
     try:
         found = await asyncio.to_thread(revision)
-    except DatabaseUnavailable:
+    except DatabaseUnreachable:
         postgres, migrations = "cannot be reached", "unknown"
     else:
         if found != _NEEDED:

@@ -79,8 +79,23 @@ GRANT SELECT (tenant_id, key_id, scope, created_at, revoked_at, used_at) ON api_
 GRANT SELECT, INSERT, UPDATE (revoked_at, used_at) ON api_keys TO somabrain_operator;
 
 -- Word of every new state, from the transaction that wrote it, whoever wrote it: a listener hears of it when it
--- is committed and never otherwise. A payload holds at most 8000 bytes, a hundred tenants less.
+-- is committed and never otherwise. A payload holds at most 8000 bytes, a hundred tenants less. Committing a
+-- notification takes a lock of the whole server, so what is no new version is not announced.
 CREATE FUNCTION notify_states() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_notify('somabrain_states', string_agg(tenant_id || ':' || version, ','))
+    FROM (
+        SELECT n.tenant_id, n.version, (row_number() OVER () - 1) / 100 AS part
+        FROM fresh n JOIN stale o USING (tenant_id) WHERE n.version <> o.version
+    ) AS numbered
+    GROUP BY part;
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER notify_states AFTER UPDATE ON adaptation_states
+    REFERENCING OLD TABLE AS stale NEW TABLE AS fresh FOR EACH STATEMENT EXECUTE FUNCTION notify_states();
+
+CREATE FUNCTION notify_new_states() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM pg_notify('somabrain_states', string_agg(tenant_id || ':' || version, ','))
     FROM (SELECT tenant_id, version, (row_number() OVER () - 1) / 100 AS part FROM fresh) AS numbered
@@ -88,10 +103,8 @@ BEGIN
     RETURN NULL;
 END
 $$;
-CREATE TRIGGER notify_states AFTER UPDATE ON adaptation_states
-    REFERENCING NEW TABLE AS fresh FOR EACH STATEMENT EXECUTE FUNCTION notify_states();
 CREATE TRIGGER notify_new_states AFTER INSERT ON adaptation_states
-    REFERENCING NEW TABLE AS fresh FOR EACH STATEMENT EXECUTE FUNCTION notify_states();
+    REFERENCING NEW TABLE AS fresh FOR EACH STATEMENT EXECUTE FUNCTION notify_new_states();
 
 CREATE FUNCTION notify_key() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
