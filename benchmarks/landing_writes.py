@@ -21,7 +21,7 @@ from somabrain_dagster.store.adaptation import create_tenants
 from somabrain_dagster.store.database import TENANT_ROLE, Connection, Database
 from somabrain_dagster.store.landing import land
 from somabrain_dagster.store.schema import migrate
-from somabrain_dagster.store.weight_log import as_recordset
+from somabrain_dagster.store.weight_log import WeightChange, as_recordset, insert_changes
 
 Row = dict[str, Any]
 BATCHES = (1, 8, 32, 256, 2000)
@@ -40,8 +40,14 @@ def many_inserts(connection: Connection, rows: Sequence[Row]) -> None:
     connection.cursor().executemany(statement, [list(row.values()) for row in rows])
 
 
+def binary_columns(connection: Connection, rows: Sequence[Row]) -> None:
+    """One INSERT … SELECT from binary arrays, a column each: what the store does."""
+    changes = [WeightChange(**{name: value for name, value in row.items() if name != "hash"}) for row in rows]
+    insert_changes(connection, changes, [row["hash"] for row in rows])
+
+
 def json_recordset(connection: Connection, rows: Sequence[Row]) -> None:
-    """One INSERT … SELECT from a JSON record set: what the store does."""
+    """One INSERT … SELECT from a JSON record set."""
     statement = sql.SQL("INSERT INTO {0} SELECT * FROM json_populate_recordset(NULL::{0}, %s::json)")
     connection.execute(statement.format(TABLE), (as_recordset([dict(row) for row in rows]),))
 
@@ -63,6 +69,7 @@ def copied(connection: Connection, rows: Sequence[Row], table: sql.Composable = 
 
 WAYS: dict[str, tuple[str, Callable[[Connection, Sequence[Row]], None]]] = {
     "an INSERT a row": (TENANT_ROLE, many_inserts),
+    "binary columns": (TENANT_ROLE, binary_columns),
     "JSON record set": (TENANT_ROLE, json_recordset),
     "COPY aside, INSERT SELECT": (TENANT_ROLE, copied_aside),
     "COPY, exempt role": (EXEMPT_ROLE, copied),
