@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
@@ -14,6 +15,12 @@ from somabrain_dagster.store.feedback_contract import Feedback
 from somabrain_dagster.store.landing import Outcome, land
 
 _log = logging.getLogger(__name__)
+
+
+GATHER_SHARE = 0.25
+"""For which part of the time that a landing takes events are gathered, where several come at once."""
+
+MOST_GATHER_SECONDS = 0.002
 
 
 class QueueFull(Exception):
@@ -100,12 +107,16 @@ class Committer:
         await asyncio.sleep(0)  # the last answers are on the loop
 
     def _run(self) -> None:
-        taken: _Waiting | None = None
-        while (taken := taken or self._queue.get()) is not None:
-            batch = [taken]
-            size = len(taken.events)
-            taken = None
-            ending = False
+        size = 1
+        took = 0.0
+        ending = False
+        while not ending and (first := self._queue.get()) is not None:
+            if size > 1:
+                # Whoever was just answered is about to send again: to land them together is worth a moment.
+                time.sleep(min(GATHER_SHARE * took, MOST_GATHER_SECONDS))
+            began = time.perf_counter()
+            batch = [first]
+            size = len(first.events)
             while size < self._most_together:
                 try:
                     following = self._queue.get_nowait()
@@ -117,8 +128,7 @@ class Committer:
                 batch.append(following)
                 size += len(following.events)
             self._land(batch)
-            if ending:
-                break
+            took = time.perf_counter() - began
 
     def _land(self, batch: list[_Waiting]) -> None:
         states = _States()

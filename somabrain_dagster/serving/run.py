@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from somabrain_dagster.operations.servers import Servers
+from somabrain_dagster.operations.servers import Servers, start
 from somabrain_dagster.settings import Settings
 
 if TYPE_CHECKING:
@@ -32,24 +32,24 @@ FINISH_SECONDS = 30
 _RESTART_PAUSE = 1.0
 
 
-def serve(
-    settings: Settings, servers: Servers, host: str = "127.0.0.1", port: int = 8400, workers: int = 1
-) -> None:
+def serve(settings: Settings, host: str = "127.0.0.1", port: int = 8400, workers: int = 1) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Told to end, a process says so on `/readyz`, serves for `drain_seconds` more, stops listening, finishes
     what is on its way, lands what waits, and ends. A second signal ends it at once.
 
     Args:
-        settings: of the process.
-        servers: where the brain and the cache are, migrated.
+        settings: of the process; the servers that they name no URL for are started.
         host: where to listen.
         port: where to listen.
         workers: processes; one that dies is started again.
 
     Raises:
         OSError: the port is taken.
+        EmbeddedServerError: an embedded server cannot be started.
+        DatabaseUnreachable: a server by URL cannot be reached.
     """
+    servers = start(settings)
     listening = socket.create_server((host, port), backlog=2048, reuse_port=False)
     if workers == 1:
         work(settings, servers, listening)
@@ -115,12 +115,12 @@ def _supervise(settings: Settings, servers: Servers, listening: socket.socket, w
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
 
-    def start() -> BaseProcess:
+    def start_worker() -> BaseProcess:
         process = spawning.Process(target=work, args=(settings, servers, listening))
         process.start()
         return process
 
-    processes = [start() for _ in range(workers)]
+    processes = [start_worker() for _ in range(workers)]
     while not ending:
         time.sleep(0.1)
         for place, process in enumerate(processes):
@@ -129,7 +129,7 @@ def _supervise(settings: Settings, servers: Servers, listening: socket.socket, w
             print(f"a worker ended by itself (exit {process.exitcode}): starting another", file=sys.stderr)
             _forget_metrics(process.pid)
             time.sleep(_RESTART_PAUSE)
-            processes[place] = start()
+            processes[place] = start_worker()
     for process in processes:
         if process.pid is not None and process.is_alive():
             os.kill(process.pid, signal.SIGTERM)

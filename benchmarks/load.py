@@ -1,0 +1,161 @@
+"""Closed-loop load on an HTTP server, from a process of its own: each client sends when it has its answer.
+
+    python -m benchmarks.load 127.0.0.1 8400 requests.bin --clients 8 --seconds 5
+
+`requests.bin` holds whole HTTP/1.1 requests, each preceded by its length in four bytes; the clients take them in
+turn, from the beginning again when they are through. Prints one line of JSON.
+"""
+
+import argparse
+import asyncio
+import json
+import resource
+import struct
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import uvloop
+
+
+def request(method: str, path: str, headers: dict[str, str], body: bytes = b"") -> bytes:
+    """A whole HTTP/1.1 request."""
+    lines = [f"{method} {path} HTTP/1.1", "host: localhost", *(f"{k}: {v}" for k, v in headers.items())]
+    if body:
+        lines.append(f"content-length: {len(body)}")
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def write_requests(path: Path, requests: Iterable[bytes]) -> None:
+    """Write the file that the process reads."""
+    path.write_bytes(b"".join(struct.pack(">I", len(request)) + request for request in requests))
+
+
+def read_requests(path: Path) -> list[bytes]:
+    """Read what `write_requests` wrote."""
+    data = path.read_bytes()
+    requests = []
+    start = 0
+    while start < len(data):
+        (length,) = struct.unpack_from(">I", data, start)
+        requests.append(data[start + 4 : start + 4 + length])
+        start += 4 + length
+    return requests
+
+
+class _Client(asyncio.Protocol):
+    def __init__(self, requests: Iterator[bytes], tally: "Tally", done: "asyncio.Future[None]") -> None:
+        self._requests = requests
+        self._tally = tally
+        self._done = done
+        self._buffer = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._send()
+
+    def _send(self) -> None:
+        self._sent = time.perf_counter()
+        self._transport.write(next(self._requests))
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        end = self._buffer.find(b"\r\n\r\n")
+        if end < 0:
+            return
+        head = self._buffer[:end].lower()
+        place = head.find(b"content-length:")
+        if place < 0:
+            raise ValueError(f"an answer without its length: {head!r}")
+        length = int(head[place + 15 :].split(b"\r", 1)[0])
+        if len(self._buffer) < end + 4 + length:
+            return
+        now = time.perf_counter()
+        status = int(head[9:12])
+        self._tally.add(now, now - self._sent, status, self._buffer[end + 4 : end + 4 + length])
+        self._buffer = self._buffer[end + 4 + length :]
+        if now >= self._tally.until:
+            self._transport.close()
+        else:
+            self._send()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self._done.done():
+            self._done.set_result(None)
+
+
+class Tally:
+    """What came back."""
+
+    def __init__(self, begins: float, until: float) -> None:
+        self.begins = begins
+        self.until = until
+        self.latencies: list[float] = []
+        self.statuses: Counter[int] = Counter()
+        self.failure: str | None = None
+
+    def add(self, now: float, latency: float, status: int, body: bytes) -> None:
+        """Count an answer; those of the warm-up only by their status."""
+        self.statuses[status] += 1
+        if status >= 400 and self.failure is None:
+            self.failure = body[:300].decode(errors="replace")
+        if now >= self.begins:
+            self.latencies.append(latency)
+
+
+async def _load(
+    host: str, port: int, requests: Sequence[bytes], clients: int, warm: float, seconds: float
+) -> Tally:
+    loop = asyncio.get_running_loop()
+    began = time.perf_counter()
+    tally = Tally(began + warm, began + warm + seconds)
+    turns = cycle(requests)
+    done = [loop.create_future() for _ in range(clients)]
+    for future in done:
+        await loop.create_connection(lambda future=future: _Client(turns, tally, future), host, port)  # type: ignore[misc]
+    await asyncio.wait_for(asyncio.gather(*done), warm + seconds + 30)
+    return tally
+
+
+def load(
+    host: str, port: int, requests: Sequence[bytes], clients: int, warm: float, seconds: float
+) -> dict[str, Any]:
+    """Load a server and say what came back."""
+    tally = uvloop.run(_load(host, port, requests, clients, warm, seconds))
+    latencies = np.array(tally.latencies)
+    p50, p95, p99 = (np.quantile(latencies, [0.5, 0.95, 0.99]) * 1000).tolist() if len(latencies) else (0, 0, 0)
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "clients": clients,
+        "requests": len(latencies),
+        "rps": round(len(latencies) / seconds, 1),
+        "p50_ms": round(p50, 3),
+        "p95_ms": round(p95, 3),
+        "p99_ms": round(p99, 3),
+        "statuses": {str(status): count for status, count in sorted(tally.statuses.items())},
+        "client_cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2),
+        "failure": tally.failure,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("host")
+    parser.add_argument("port", type=int)
+    parser.add_argument("requests", type=Path)
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--warm", type=float, default=1.0)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    given = parser.parse_args()
+    said = load(
+        given.host, given.port, read_requests(given.requests), given.clients, given.warm, given.seconds
+    )
+    print(json.dumps(said))
+
+
+if __name__ == "__main__":
+    main()
