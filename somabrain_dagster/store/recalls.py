@@ -158,7 +158,7 @@ _DISTANCE: dict[Backend, str] = {
 _MEASURED = """
     m.memory_id, {sources}, {seed}, m.occurred_at,
     coalesce(1 - (m.embedding <=> %(embedding)s::vector), 0),
-    coalesce(ts_rank(m.lexemes, any_word(%(text)s)), 0),
+    coalesce(ts_rank(m.lexemes, any_word(%(text)s), 1), 0),
     m.speaker, m.payload -> 'entities', {source_id}, {weight}
 """
 
@@ -170,7 +170,7 @@ _FIND = f"""
     ), matching AS MATERIALIZED (
         SELECT m.memory_id FROM memories m
         WHERE {_VISIBLE} AND m.lexemes @@ any_word(%(text)s)
-        ORDER BY ts_rank(m.lexemes, any_word(%(text)s)) DESC, m.memory_id LIMIT {MATCHING}
+        ORDER BY ts_rank(m.lexemes, any_word(%(text)s), 1) DESC, m.memory_id LIMIT {MATCHING}
     ), recent AS MATERIALIZED (
         SELECT m.memory_id FROM memories m
         WHERE {_VISIBLE}
@@ -193,7 +193,8 @@ _FIND = f"""
         weight="NULL::float8",
     )
 }
-    FROM found f JOIN memories m ON m.memory_id = f.memory_id AND {_OWN}
+    FROM found f JOIN memories m
+        ON m.memory_id = f.memory_id AND m.memory_id = ANY (ARRAY(SELECT memory_id FROM found)) AND {_OWN}
     UNION ALL
     SELECT {_MEASURED.format(sources=str(BY_LINK), seed="false", source_id="l.source_id", weight="l.weight")}
     FROM seeds s
