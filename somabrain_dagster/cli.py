@@ -1,5 +1,6 @@
 """`somabrain`: what a person runs."""
 
+import getpass
 import logging
 import os
 import shlex
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import NoReturn, ParamSpec, TypeVar
+from typing import NoReturn, ParamSpec, TypeVar, get_args
 
 import click
 import pydantic
@@ -26,7 +27,9 @@ from somabrain_dagster.memory.embedding import EmbeddingError
 from somabrain_dagster.operations import chitchat, dagster_home, importing, processes, servers
 from somabrain_dagster.operations.lines import CannotImport
 from somabrain_dagster.operations.summary import ImportSummary, Progress
+from somabrain_dagster.serving.run import serve as serve_http
 from somabrain_dagster.settings import Settings
+from somabrain_dagster.store import audit, keys
 from somabrain_dagster.store.adaptation import UnknownTenant, create_tenants, read_states
 from somabrain_dagster.store.cache import SnapshotCache
 from somabrain_dagster.store.database import Database, DatabaseUnreachable
@@ -56,6 +59,8 @@ def explained(command: Callable[P, R]) -> Callable[P, R]:
             EmbeddingError,
             InvalidConfiguration,
             UnknownTenant,
+            keys.TooManyKeys,
+            keys.UnknownKey,
         ) as error:
             fail(str(error))
         except DatabaseUnreachable as error:
@@ -175,44 +180,40 @@ def demo() -> None:
 
 @main.command()
 @click.option("--port", default=3000, show_default=True, help="Of the UI; the next free one if it is taken.")
+@click.option("--service-port", default=8400, show_default=True, help="Of the HTTP service; likewise.")
 @explained
-def ui(port: int) -> None:
-    """Open Dagster's UI on loopback, with its daemon and sensors, until Ctrl-C; then stop everything.
+def ui(port: int, service_port: int) -> None:
+    """Open Dagster's UI with its daemon and sensors, and the HTTP service, on loopback, until Ctrl-C.
 
-    Servers that ran before go on running.
+    Then everything is stopped, except servers that ran before.
     """
     settings = Settings()
     ran_before = {server.name for server in servers.status(settings) if server.running}
     running = servers.start(settings)
-    environment = {**os.environ, **dagster_home.prepare(settings, running)}
-    workspace = str(dagster_home.workspace(settings))
     programs = Path(sys.executable).parent
-    port = processes.free_port(port)
-    url = f"http://127.0.0.1:{port}"
+    workspace = str(dagster_home.workspace(settings))
+    port, service_port = processes.free_port(port), processes.free_port(service_port)
+    url, service_url = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{service_port}"
     logs = settings.home / "logs"
-    console.print("starting Dagster …")
+    console.print("starting Dagster and the service …")
 
     def announce(stopping: threading.Event) -> None:
         if dagster_home.wait_until_healthy(url, stopping):
-            console.print(
-                f"Dagster's UI: {url}/asset-groups (its daemon is healthy; Ctrl-C stops)", style="bold"
-            )
+            console.print(f"[bold]Dagster's UI: {url}/asset-groups[/]", highlight=False)
+            console.print(f"[bold]the service:  {service_url}/docs[/]", highlight=False)
+            console.print("a key for it: `somabrain key create TENANT`; Ctrl-C stops everything")
 
     try:
         ended = processes.run_together(
             {
                 "webserver": [
                     str(programs / "dagster-webserver"),
-                    "-h",
-                    "127.0.0.1",
-                    "-p",
-                    str(port),
-                    "-w",
-                    workspace,
+                    *("-h", "127.0.0.1", "-p", str(port), "-w", workspace),
                 ],
                 "daemon": [str(programs / "dagster-daemon"), "run", "-w", workspace],
+                "service": [sys.executable, "-m", "somabrain_dagster.serving", "--port", str(service_port)],
             },
-            environment,
+            {**os.environ, **dagster_home.prepare(settings, running)},
             logs,
             announce,
         )
@@ -268,6 +269,74 @@ def tenant_list(most: int) -> None:
     console.print(table)
     if len(states) > most:
         console.print(f"… and {len(states) - most:,} more")
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option("--port", default=8400, show_default=True, help="Where to listen.")
+@click.option("--workers", default=1, show_default=True, help="Processes that share the port.")
+@explained
+def serve(host: str, port: int, workers: int) -> None:
+    """Serve over HTTP: land feedback, give weights, remember and recall; until SIGTERM or Ctrl-C."""
+    serve_http(Settings(), host, port, workers)
+
+
+@main.group()
+def key() -> None:
+    """Keys of the HTTP service."""
+
+
+@key.command("create")
+@click.argument("tenant", required=False)
+@click.option(
+    "--scope",
+    type=click.Choice(get_args(keys.Scope)),
+    default="tenant",
+    show_default=True,
+    help="What the key may do; an operator's names no tenant.",
+)
+@explained
+def key_create(tenant: str | None, scope: keys.Scope) -> None:
+    """Create a key for a tenant, and show it: now, and never again."""
+    if (tenant is None) != (scope == "operator"):
+        fail(
+            "name the tenant whose key it is" if tenant is None else "an operator's key belongs to no tenant"
+        )
+    with opened(Settings()) as (database, _), database.as_operator() as connection:
+        created = keys.create_key(connection, tenant or audit.SYSTEM, scope, actor())
+    click.echo(created)
+
+
+@key.command("list")
+@click.argument("tenant", required=False)
+@explained
+def key_list(tenant: str | None) -> None:
+    """Show keys by their ids: whose they are, what they may do, and when they were used."""
+    with opened(Settings()) as (database, _), database.as_operator() as connection:
+        known = keys.list_keys(connection, tenant)
+    table = Table(box=None)
+    for heading in ("id", "tenant", "scope", "created", "used", "revoked"):
+        table.add_column(heading)
+    for entry in known:
+        times = [entry.created_at, entry.used_at, entry.revoked_at]
+        shown = ["never" if moment is None else f"{moment:%Y-%m-%d %H:%M}" for moment in times]
+        table.add_row(entry.key_id, entry.tenant_id, entry.scope, *shown)
+    console.print(table)
+
+
+@key.command("revoke")
+@click.argument("key_id")
+@explained
+def key_revoke(key_id: str) -> None:
+    """Make a key invalid at once."""
+    with opened(Settings()) as (database, _), database.as_operator() as connection:
+        keys.revoke_key(connection, key_id, actor())
+    console.print(f"{key_id}: revoked")
+
+
+def actor() -> str:
+    """Who runs this, for the audit trail."""
+    return f"cli:{getpass.getuser()}"
 
 
 @main.group("import")
