@@ -16,6 +16,8 @@ install: .venv/.installed ## Make the virtual environment from the lock file.
 demo: install ## Import 100 people's real conversations, materialise everything, print a report.
 	@$(BIN)/somabrain demo
 
+up: export SOMABRAIN_SENSOR_INTERVAL_SECONDS ?= 5
+up: export SOMABRAIN_AUTOPILOT ?= 1
 up: install ## Open Dagster's UI with its daemon; Ctrl-C stops everything.
 	@$(BIN)/somabrain ui
 
