@@ -41,7 +41,7 @@ _RECORD_ONCE = f"""
     WHERE NOT EXISTS (
         SELECT FROM token_usage known
         WHERE known.tenant_id = used.tenant_id AND known.session_id = used.session_id
-            AND known.tokenizer = used.tokenizer
+            AND known.tokenizer = used.tokenizer AND known.recall_id IS NULL
     )
 """
 
@@ -62,8 +62,8 @@ def record_tokens(connection: Connection, usages: Sequence[TokenUsage]) -> int:
 def record_tokens_once(connection: Connection, usages: Sequence[TokenUsage]) -> int:
     """Add what was used by sessions that the tokenizer has not counted yet; safe to call again.
 
-    A session's rows must come together. Two transactions that count the same tenant's sessions wait for one
-    another.
+    What contexts took does not count as such. A session's rows must come together. Two transactions that count
+    the same tenant's sessions wait for one another.
 
     Args:
         connection: a transaction for these tenants. `ensure_partitions` must have run this week.
@@ -81,6 +81,35 @@ def record_tokens_once(connection: Connection, usages: Sequence[TokenUsage]) -> 
         (sorted({usage.tenant_id for usage in usages}),),
     )
     return _insert(connection, _RECORD_ONCE, usages)
+
+
+def record_context(connection: Connection, usage: TokenUsage, recall_id: int) -> bool:
+    """Add the tokens of the context that a recall led to, unless that recall is counted; safe to call again.
+
+    Args:
+        connection: a transaction for the tenant. `ensure_partitions` must have run this week.
+        usage: what the context took.
+        recall_id: of the recall.
+
+    Returns:
+        Whether it was added.
+    """
+    # As above: two that count the same recall wait for one another.
+    connection.execute(
+        "SELECT pg_advisory_xact_lock(hashtext('somabrain_context'), hashint8(%s))", (recall_id,)
+    )
+    added = connection.execute(
+        """
+        INSERT INTO token_usage (tenant_id, session_id, tokens, tokenizer, occurred_at, recall_id)
+        SELECT %(tenant_id)s, %(session_id)s, %(tokens)s, %(tokenizer)s, %(occurred_at)s, %(recall_id)s
+        WHERE NOT EXISTS (
+            SELECT FROM token_usage
+            WHERE tenant_id = %(tenant_id)s AND session_id = %(session_id)s AND recall_id = %(recall_id)s
+        )
+        """,
+        {**msgspec.structs.asdict(usage), "recall_id": recall_id},
+    )
+    return added.rowcount == 1
 
 
 def _insert(connection: Connection, statement: str, usages: Sequence[TokenUsage]) -> int:
