@@ -21,8 +21,10 @@ from somabrain_dagster.embedded import (
     stop_postgres,
     stop_valkey,
 )
+from somabrain_dagster.memory.embedding import MiniLM
 from somabrain_dagster.store.database import Database
 from somabrain_dagster.store.schema import migrate
+from tests.remembering import EmbeddedOnce
 
 
 @pytest.fixture(scope="session")
@@ -111,3 +113,9 @@ def shared_database(postgres: PostgresServer, migrated_template: str) -> Iterato
     """One database for tests that touch only tenants of their own: a copy for each takes half a second."""
     with new_database(postgres, migrated_template) as name, Database(postgres.url(name)) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def minilm() -> EmbeddedOnce:
+    """The real model. Each text is embedded once a session, however many tests remember it."""
+    return EmbeddedOnce(MiniLM())
