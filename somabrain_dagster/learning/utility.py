@@ -75,6 +75,23 @@ def terms(gains: Floats, lengths: NDArray[np.int64], room: Room) -> Terms:
     )
 
 
+def marginal_utilities(
+    gains: Floats, lengths: NDArray[np.int64], unmet: float, room: Room, weights: UtilityWeights
+) -> Floats:
+    """By how much each memory would change the utility of a context that does not hold it, shape (n,).
+
+    Args:
+        gains: the probability that each one helps, in [0, 1], shape (n,).
+        lengths: its tokens, shape (n,).
+        unmet: 1 − the gain of the context.
+        room: what the context may hold.
+        weights: λ, μ, ν.
+    """
+    cost = weights.mu * lengths / room.budget + weights.nu / room.capacity
+    marginal: Floats = weights.lambda_ * unmet * gains - cost
+    return marginal
+
+
 def assemble(
     gains: Floats, lengths: NDArray[np.int64], room: Room, weights: UtilityWeights
 ) -> NDArray[np.intp]:
@@ -96,12 +113,13 @@ def assemble(
         raise ValueError("gains are probabilities: each must lie in [0, 1]")
     if (lengths < 0).any():
         raise ValueError("lengths are numbers of tokens: none may be negative")
-    cost = weights.mu * lengths / room.budget + weights.nu / room.capacity
     chosen: list[int] = []
     unmet, tokens_left = 1.0, room.budget
     open_ = np.ones(len(gains), dtype=np.bool_)
     while len(chosen) < room.capacity:
-        marginal = np.where(open_ & (lengths <= tokens_left), weights.lambda_ * unmet * gains - cost, 0.0)
+        marginal = np.where(
+            open_ & (lengths <= tokens_left), marginal_utilities(gains, lengths, unmet, room, weights), 0.0
+        )
         if not (marginal > 0).any():
             break
         best = int(marginal.argmax())

@@ -62,8 +62,8 @@ def record_tokens(connection: Connection, usages: Sequence[TokenUsage]) -> int:
 def record_tokens_once(connection: Connection, usages: Sequence[TokenUsage]) -> int:
     """Add what was used by sessions that the tokenizer has not counted yet; safe to call again.
 
-    What contexts took does not count as such. A session's rows must come together. Two transactions that count
-    the same tenant's sessions wait for one another.
+    What contexts took does not count as such. A session's rows must come together. Two transactions that
+    count the same tenant's sessions wait for one another.
 
     Args:
         connection: a transaction for these tenants. `ensure_partitions` must have run this week.
