@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from psycopg.rows import dict_row
 
+from somabrain_dagster.learning.features import FEATURES
 from somabrain_dagster.memory.embedding import Embedder, Vectors
 from somabrain_dagster.memory.memories import Memories
 from somabrain_dagster.operations.chitchat import Message, read_chitchat
@@ -87,7 +88,7 @@ def logged(database: Database, tenant_id: str, recall_id: int) -> Row:
             "SELECT * FROM recalls WHERE tenant_id = %s AND recall_id = %s", (tenant_id, recall_id)
         ).fetchone()
     assert row is not None
-    row["features"] = np.array(row["features"]).reshape(len(row["candidate_ids"]), -1)
+    row["features"] = np.array(row["features"]).reshape(-1, len(FEATURES))
     return row
 
 

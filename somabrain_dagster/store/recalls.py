@@ -4,7 +4,8 @@ Only memories and links that are strictly earlier than `as_of` are seen. Every q
 security says the same once more.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -206,12 +207,35 @@ _FIND = f"""
 
 def candidates_query(backend: Backend, dimension: int) -> str:
     """The query by which candidates are found."""
-    distance = _DISTANCE[backend].format(dimension=int(dimension))
-    return _FIND.replace("{distance}", distance)
+    return _FIND.replace("{distance}", distance_by(backend, dimension))
+
+
+def distance_by(backend: Backend, dimension: int) -> str:
+    """The cosine distance of memory `m` to `%(embedding)s`, in the form that this backend serves."""
+    return _DISTANCE[backend].format(dimension=int(dimension))
 
 
 class IndexUnusable(RuntimeError):
     """The server does not serve an approximate index as it must; the message says what it said."""
+
+
+@contextmanager
+def iterative_scan(connection: Connection) -> Iterator[None]:
+    """Around a search by an index: let it go on until it has found enough.
+
+    Raises:
+        IndexUnusable: the server does not scan the index iteratively.
+    """
+    connection.execute(
+        "SELECT set_config('hnsw.iterative_scan', 'strict_order', true), "
+        "set_config('hnsw.ef_search', %s, true)",
+        (str(EF_SEARCH),),
+    )
+    yield
+    # Where the extension was not loaded yet, a value that it does not know would only have been warned of.
+    (scan,) = connection.execute("SELECT current_setting('hnsw.iterative_scan')").fetchone() or (None,)
+    if scan != "strict_order":
+        raise IndexUnusable(f"hnsw.iterative_scan is {scan!r}, not 'strict_order': use pgvector 0.8 or later")
 
 
 def find_candidates(connection: Connection, sought: Sought) -> tuple[Sighting, Backend]:
@@ -232,16 +256,8 @@ def find_candidates(connection: Connection, sought: Sought) -> tuple[Sighting, B
     """
     if sought.backend == "exact" or sought.embedding is None:
         return _find(connection, sought, "exact"), "exact"
-    connection.execute(
-        "SELECT set_config('hnsw.iterative_scan', 'strict_order', true), "
-        "set_config('hnsw.ef_search', %s, true)",
-        (str(EF_SEARCH),),
-    )
-    seen = _find(connection, sought, "hnsw")
-    # Where the extension was not loaded yet, a value that it does not know would only have been warned of.
-    (scan,) = connection.execute("SELECT current_setting('hnsw.iterative_scan')").fetchone() or (None,)
-    if scan != "strict_order":
-        raise IndexUnusable(f"hnsw.iterative_scan is {scan!r}, not 'strict_order': use pgvector 0.8 or later")
+    with iterative_scan(connection):
+        seen = _find(connection, sought, "hnsw")
     if ((seen.sources & BY_SIMILARITY) > 0).sum() < SIMILAR:
         return _find(connection, sought, "exact"), "exact"
     return seen, "hnsw"
@@ -338,11 +354,15 @@ class RecallLog:
 
 def log_recall(connection: Connection, recall_id: int, log: RecallLog) -> None:
     """Log a recall. This week's partition must exist: see `ensure_partitions`."""
-    row = {
-        name: value.ravel().tolist() if isinstance(value, np.ndarray) else value
-        for name, value in vars(log).items()
-    }
+    row = {name: _as_column(value) for name, value in vars(log).items()}
     connection.execute(_LOG, {**row, "recall_id": recall_id})
+
+
+def _as_column(value: object) -> object:
+    """A value as psycopg writes it: only a list becomes an array, a tuple would become a record."""
+    if isinstance(value, np.ndarray):
+        return value.ravel().tolist()
+    return list(value) if isinstance(value, tuple) else value
 
 
 _LOGGED = ("recall_id", *(RecallLog.__dataclass_fields__))
