@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up down status test lint types format first-light
+.PHONY: help install demo up down status test lint types format evidence calibration bench-serving chaos-serving first-light
 
 help: ## Say what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -40,6 +40,18 @@ types: install ## Check types, strictly.
 format: install ## Format the code.
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+evidence: install ## Does learning recall better? On held-out questions of real conversations; six minutes.
+	@$(BIN)/python scripts/prove_enhancement.py
+
+calibration: install ## How often each statistical decision errs, on generated truth.
+	@$(BIN)/python -m benchmarks.calibration
+
+bench-serving: install ## The service against its floor and its peers, from a second process.
+	@$(BIN)/python -m benchmarks.serving
+
+chaos-serving: install ## Kill the service, Postgres and Valkey under load; count what was acknowledged.
+	@$(BIN)/python scripts/chaos_serving.py
 
 first-light: install ## Copy the working tree to an empty directory; there, demo twice and replay.
 	@$(BIN)/python scripts/first_light.py
