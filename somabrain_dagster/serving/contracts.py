@@ -113,9 +113,7 @@ class AssignmentQuery(_Strict, frozen=True):
 
     unit: Annotated[
         str,
-        msgspec.Meta(
-            max_length=270, pattern=TENANT_PATTERN.removesuffix("$") + r"/[^\x00\ud800-\udfff]{1,200}$"
-        ),
+        msgspec.Meta(max_length=270, pattern=r"^[a-z0-9][a-z0-9._-]{0,62}/[^\x00-\x1f\ud800-\udfff]{1,200}$"),
     ]
 
 

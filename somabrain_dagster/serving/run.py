@@ -100,8 +100,11 @@ class _Server(uvicorn.Server):
             super().handle_exit(sig, frame)
             return
         self._service.draining = True
-        loop = asyncio.get_running_loop()
-        loop.call_later(self._drain_seconds, super().handle_exit, sig, frame)
+        asyncio.get_running_loop().call_later(self._drain_seconds, self._end)
+
+    def _end(self) -> None:
+        # Not by the signal itself, which would be raised again at the end: to end when told is no failure.
+        self.should_exit = True
 
 
 def _supervise(settings: Settings, servers: Servers, listening: socket.socket, workers: int) -> None:

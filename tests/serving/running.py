@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,7 +45,7 @@ class Running:
         self, key: str | None, headers: Mapping[str, str] | None = None, **options: Any
     ) -> httpx.Client:
         headers = {**(headers or {}), **({} if key is None else {"authorization": f"Bearer {key}"})}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=20, **options)
+        return httpx.Client(base_url=self.url, headers=headers, timeout=20, verify=False, **options)
 
     def add_tenants(self, names: Sequence[str]) -> dict[str, str]:
         """Tenants that did not exist, each with a key."""
@@ -119,3 +119,11 @@ def running(
         except subprocess.TimeoutExpired:
             process.kill()
             raise
+
+
+def until(holds: Callable[[], bool], seconds: float = 15.0) -> None:
+    """Wait until something holds."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come to be in time"
+        time.sleep(0.05)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -51,7 +52,7 @@ def test_a_list_is_answered_one_by_one_and_in_order(service: Running, tenant: Te
 
 
 def test_a_list_with_a_key_can_be_sent_again(service: Running, tenant: Tenant) -> None:
-    name, key = tenant
+    _, key = tenant
     with service.client(key, headers={"idempotency-key": "all"}) as client:
         first = client.post("/context/feedback", json=[said(), said(0.1)]).json()["results"]
         again = client.post("/context/feedback", json=[said(), said(0.1)]).json()["results"]
@@ -116,7 +117,7 @@ def test_rollback_reset_and_history_tell_the_same_story(service: Running, tenant
     changes = history["changes"] + rest["changes"]
     assert [change["cause"] for change in changes] == ["reset", "rollback", *["feedback"] * 3, "start"]
     assert changes[0]["after"] == changes[-1]["after"] == reset["weights"]
-    for newer, older in zip(changes, changes[1:], strict=False):
+    for newer, older in pairwise(changes):
         assert newer["before"] == older["after"]
     assert missing.status_code == 404
 
