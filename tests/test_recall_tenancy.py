@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from somabrain_dagster.memory.embedding import Embedder
-from somabrain_dagster.memory.query import Query
+from somabrain_dagster.memory.query import Mode, Query
 from somabrain_dagster.memory.vectors import as_text
 from somabrain_dagster.store.adaptation import UnknownTenant
 from somabrain_dagster.store.database import Connection, Database
@@ -43,7 +43,7 @@ def owners(database: Database, memory_ids: list[int]) -> set[str]:
 )
 @settings(max_examples=25, deadline=None)
 def test_random_tenants_recall_only_their_own(
-    shared_database: Database, minilm: Embedder, lives: list[list[int]], asked: int, mode: str, seed: int
+    shared_database: Database, minilm: Embedder, lives: list[list[int]], asked: int, mode: Mode, seed: int
 ) -> None:
     """Tenants that remember much the same, each linked through, ask what another remembers."""
     memories = room(shared_database, minilm, seed)
