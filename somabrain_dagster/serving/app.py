@@ -16,7 +16,7 @@ from somabrain_dagster.serving.answers import encode
 from somabrain_dagster.serving.openapi import document
 from somabrain_dagster.serving.operations import Operation, Resource
 from somabrain_dagster.serving.problems import MEDIA_TYPE, Problem
-from somabrain_dagster.serving.routes import adaptation, configuration, feedback, system
+from somabrain_dagster.serving.routes import adaptation, configuration, feedback, memory, system
 from somabrain_dagster.serving.service import Service
 from somabrain_dagster.settings import Settings
 
@@ -28,6 +28,7 @@ def operations_of(settings: Settings) -> list[Operation]:
         *adaptation.OPERATIONS,
         *configuration.OPERATIONS,
         configuration.promoting(settings.learning_configuration),
+        *memory.OPERATIONS,
         *system.OPERATIONS,
         system.measuring(settings.service.metrics_open),
     ]

@@ -9,10 +9,12 @@ from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 from somabrain_dagster.learning.configuration import LearningConfiguration
+from somabrain_dagster.memory.landing import land_and_remember
 from somabrain_dagster.store.adaptation import AdaptationState
 from somabrain_dagster.store.database import Database
 from somabrain_dagster.store.feedback_contract import Feedback
-from somabrain_dagster.store.landing import Outcome, land
+from somabrain_dagster.store.landing import Outcome
+from somabrain_dagster.store.working_memory import WorkingMemory
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +45,7 @@ class Committer:
         self,
         database: Database,
         configuration: LearningConfiguration,
+        working: WorkingMemory,
         *,
         most_waiting: int,
         most_together: int,
@@ -53,12 +56,14 @@ class Committer:
         Args:
             database: the brain's.
             configuration: the global learning configuration.
+            working: working memory, which what is called helpful enters.
             most_waiting: how many events may wait or be on their way.
             most_together: how many land in one transaction.
             landed: is given, on the event loop, each batch's new states once they are committed.
         """
         self._database = database
         self._configuration = configuration
+        self._working = working
         self._most_waiting = most_waiting
         self._most_together = most_together
         self._landed = landed
@@ -134,7 +139,9 @@ class Committer:
         states = _States()
         events = [event for waiting in batch for event in waiting.events]
         try:
-            outcomes = land(self._database, events, self._configuration, states)
+            outcomes, _ = land_and_remember(
+                self._database, events, self._configuration, states, self._working
+            )
         except Exception as error:  # noqa: BLE001 — whoever waits must hear of it; they decide what it means
             self._loop.call_soon_threadsafe(self._fail, batch, error)
         else:

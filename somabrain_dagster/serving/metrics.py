@@ -21,6 +21,7 @@ from somabrain_dagster.learning.weights import NAMES, RETRIEVAL, UTILITY, to_uni
 from somabrain_dagster.store.adaptation import read_configurations
 from somabrain_dagster.store.database import DatabaseUnreachable
 from somabrain_dagster.store.gauges import TenantGauges, read_adjustments, read_gauges
+from somabrain_dagster.store.working_memory import WorkingMemoryUnavailable
 
 if TYPE_CHECKING:
     from somabrain_dagster.serving.service import Service
@@ -143,6 +144,10 @@ class Metrics:
                 self._latency_children[tenant_id] = child
         child.observe(seconds)
 
+    def recalled(self, tenant_id: str, backend: str) -> None:
+        """Count a recall."""
+        self.ann_backend.labels(self.label(tenant_id), backend).inc()
+
     async def keep_watching(self) -> None:
         """Set the gauges of this process, for as long as the service runs."""
         while True:
@@ -192,6 +197,7 @@ class _Gauges(Collector):
         yield _one("somabrain_postgres_scrape_seconds", "Its answer took.", time.perf_counter() - began)
         yield _one("somabrain_tenants", "Tenants there are.", len(tenants) + others.tenants)
         yield from _of_tenants(service, [*tenants, others] if others.tenants else tenants)
+        yield from _working_memory(service, tenants)
         supervised = CounterMetricFamily(
             "somabrain_supervisor_adjustments",
             "Changes of weights that answer no feedback, by cause.",
@@ -200,6 +206,18 @@ class _Gauges(Collector):
         for tenant_id, cause, count in adjustments:
             supervised.add_metric([tenant_id, cause], count)
         yield supervised
+
+
+def _working_memory(service: "Service", tenants: list[TenantGauges]) -> Iterable[Metric]:
+    family = GaugeMetricFamily(
+        "somabrain_working_memory_items", "Memories that sessions have in mind.", labels=["tenant_id"]
+    )
+    try:
+        for tenant in tenants:
+            family.add_metric([tenant.tenant_id], sum(service.working.sizes(tenant.tenant_id).values()))
+    except WorkingMemoryUnavailable:
+        return
+    yield family
 
 
 def _one(name: str, text: str, value: float) -> GaugeMetricFamily:

@@ -22,7 +22,7 @@ def document(operations: Sequence[Operation]) -> dict[str, Any]:
     types: list[Any] = [ProblemDetails]
     for operation in operations:
         types += operation.body.values()
-        for answer in operation.answers.values():
+        for answer in _bodies(operation):
             types += _alternatives(answer)
         if operation.query is not None:
             types.append(operation.query)
@@ -33,7 +33,7 @@ def document(operations: Sequence[Operation]) -> dict[str, Any]:
     for operation in operations:
         bodies = {media_type: next(known) for media_type in operation.body}
         answers = {
-            status: _any([next(known) for _ in _alternatives(answer)])
+            status: _any([next(known) for _ in _alternatives(answer)]) if answer is not None else None
             for status, answer in operation.answers.items()
         }
         query = next(known) if operation.query is not None else None
@@ -57,6 +57,10 @@ def document(operations: Sequence[Operation]) -> dict[str, Any]:
             },
         },
     }
+
+
+def _bodies(operation: Operation) -> list[Any]:
+    return [answer for answer in operation.answers.values() if answer is not None]
 
 
 def _alternatives(answer: Any) -> tuple[Any, ...]:
@@ -108,15 +112,14 @@ def _operation(
     return described
 
 
-def _response(status: int, media_type: str, schema: dict[str, Any]) -> dict[str, Any]:
+def _response(status: int, media_type: str, schema: dict[str, Any] | None) -> dict[str, Any]:
     headers = {"x-request-id": {"description": "To be found in the log.", "schema": {"type": "string"}}}
     if status in (HTTPStatus.TOO_MANY_REQUESTS,):
         headers["retry-after"] = {"description": "Seconds.", "schema": {"type": "string"}}
-    return {
-        "description": HTTPStatus(status).phrase,
-        "headers": headers,
-        "content": {media_type: {"schema": schema}},
-    }
+    described: dict[str, Any] = {"description": HTTPStatus(status).phrase, "headers": headers}
+    if schema is not None:
+        described["content"] = {media_type: {"schema": schema}}
+    return described
 
 
 def _parameters(operation: Operation, query: dict[str, Any] | None) -> Iterable[dict[str, Any]]:
@@ -151,6 +154,8 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _say_what_types_cannot(components: dict[str, Any]) -> None:
+    for name, schema in components.items():
+        if name.endswith("Request") and "tenant_id" in schema["properties"]:
+            schema["properties"]["tenant_id"].pop("default", None)
     feedback = components["FeedbackRequest"]
-    feedback["properties"]["tenant_id"].pop("default", None)
     feedback["dependentRequired"] = {"helpful": ["recall_id"]}

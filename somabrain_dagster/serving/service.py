@@ -3,11 +3,17 @@
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import TypeVar
 
 import redis
 
+from somabrain_dagster.memory.embedding import Embedder, HttpEmbedder, MiniLM
+from somabrain_dagster.memory.memories import Memories
 from somabrain_dagster.operations.servers import Servers
+from somabrain_dagster.operations.tokens import MiniLMTokens
 from somabrain_dagster.serving.access import Gatekeeper
 from somabrain_dagster.serving.committer import Committer
 from somabrain_dagster.serving.logs import RequestLog
@@ -19,9 +25,13 @@ from somabrain_dagster.store.adaptation import AdaptationState
 from somabrain_dagster.store.cache import SnapshotCache
 from somabrain_dagster.store.database import Database
 from somabrain_dagster.store.notifications import Listener
+from somabrain_dagster.store.working_memory import WorkingMemory
 
 _log = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
+MEMORY_THREADS = 4
 KEY_USE_SECONDS = 30.0
 _SESSION = "-c lock_timeout=5s -c statement_timeout=30s -c idle_in_transaction_session_timeout=30s"
 
@@ -50,6 +60,9 @@ class Service:
         )
         self.snapshots = SnapshotCache(servers.redis_url)
         self.states = States(self.database, self.snapshots, self.configuration, knobs.states_in_memory)
+        self.working = WorkingMemory(
+            servers.redis_url, settings.working_memory_capacity, settings.working_memory_seconds
+        )
         self.gatekeeper = Gatekeeper(self.database, knobs.requests_per_second)
         self.metrics = Metrics(self, knobs.tenants_in_metrics)
         self.request_log = RequestLog()
@@ -62,7 +75,36 @@ class Service:
             self._heard,
             self._lost,
         )
+        self._workers = ThreadPoolExecutor(MEMORY_THREADS, "memory")
         self._tasks: list[asyncio.Task[None]] = []
+
+    @cached_property
+    def memories(self) -> Memories:
+        """The memories of all tenants; the first who asks waits for the embedding model."""
+        settings = self.settings
+        embedder: Embedder
+        if settings.embedding_url is None:
+            embedder = MiniLM(threads=1)
+        else:
+            assert settings.embedding_model is not None
+            assert settings.embedding_dimension is not None
+            key = settings.embedding_api_key
+            embedder = HttpEmbedder(
+                settings.embedding_url,
+                settings.embedding_model,
+                settings.embedding_dimension,
+                api_key=None if key is None else key.get_secret_value(),
+            )
+        return Memories(self.database, embedder, settings, snapshots=self.snapshots)
+
+    @cached_property
+    def tokens(self) -> MiniLMTokens:
+        """Counts the tokens of contexts."""
+        return MiniLMTokens()
+
+    async def at_work(self, work: Callable[[], Result]) -> Result:
+        """Do work of memory in a thread of its own kind, so that it cannot crowd out feedback."""
+        return await self._loop.run_in_executor(self._workers, work)
 
     async def start(self) -> None:
         """Restore the states and begin to serve."""
@@ -71,6 +113,7 @@ class Service:
         self.committer = Committer(
             self.landing_database,
             self.configuration,
+            self.working,
             most_waiting=knobs.most_waiting,
             most_together=knobs.most_together,
             landed=self.states.take,
@@ -95,6 +138,8 @@ class Service:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self._listener.close)
         self.request_log.flush()
+        self._workers.shutdown()
+        self.working.close()
         self.snapshots.close()
         self.landing_database.close()
         self.database.close()
