@@ -54,7 +54,7 @@ class Steering:
     Attributes:
         recalled: the ids of the last coordinates, the present ones included, oldest first; W at most.
         repeated: how many of them repeat an earlier one; None while there are fewer than W.
-        serotonin: of the state that was steered.
+        serotonin: that the step met: of the state that was steered, or held by the configuration.
         changes: of weights, in order; empty where τ stays.
         hashes: of the changes.
         state: after them.
@@ -124,7 +124,8 @@ def steer(
 ) -> Steering:
     """Add the hits to the last coordinates, and step τ where their diversity asks for it.
 
-    A step that τ's bounds swallow whole is none.
+    A step that τ's bounds swallow whole is none. A step, like every change, brings in force what its
+    configuration holds the neuromodulators at.
 
     Args:
         configuration: the tenant's.
@@ -132,7 +133,9 @@ def steer(
         recall_id: of the recall.
         hits: its memories, in order.
     """
-    state = recollection.state
+    locked = recollection.state
+    levels = replace(locked.levels, **configuration.neuromodulators)
+    state = locked
     window = configuration.diversity.window
     recalled = [*recollection.recalled, *hits][-window:]
     repeated = None
@@ -143,7 +146,9 @@ def steer(
         nothing = np.zeros(dimension)
         embeddings = np.array([known.get(memory_id, nothing) for memory_id in recalled])
         repeated = int(repeats(recalled, embeddings, configuration.diversity.similarity).sum())
-        changes = _changes(configuration, recollection, recall_id, repeated)
+        changes = _changes(
+            configuration, recollection, recall_id, step(configuration, repeated, levels.serotonin)
+        )
     heads = {state.tenant_id: state.hash}
     hashes = chained(changes, heads)
     if changes:
@@ -153,17 +158,17 @@ def steer(
             weights=np.array(changes[-1].after, dtype=np.int64),
             hash=heads[state.tenant_id],
             configuration=changes[-1].configuration,
+            levels=levels,
             updated_at=recollection.now,
         )
-    return Steering(recalled, repeated, recollection.state.levels.serotonin, changes, hashes, state)
+    return Steering(recalled, repeated, levels.serotonin, changes, hashes, state)
 
 
 def _changes(
-    configuration: LearningConfiguration, recollection: Recollection, recall_id: int, repeated: int
+    configuration: LearningConfiguration, recollection: Recollection, recall_id: int, shift: Nanos
 ) -> list[WeightChange]:
     state = recollection.state
     low, high = configuration.low_nanos, configuration.high_nanos
-    shift = step(configuration, repeated, state.levels.serotonin)
     before = np.clip(state.weights, low, high)
     after = np.clip(before + shift, low, high)
     if after[TAU] == before[TAU]:
@@ -214,7 +219,10 @@ def write_steering(connection: Connection, configuration: LearningConfiguration,
     connection.execute(
         """
         UPDATE adaptation_states
-        SET (recalled, version, weights, hash, configuration, updated_at) = (%s, %s, %s, %s, %s, %s)
+        SET (
+            recalled, version, weights, hash, configuration,
+            dopamine, serotonin, noradrenaline, acetylcholine, updated_at
+        ) = (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
         WHERE tenant_id = %s
         """,
         (
@@ -223,6 +231,10 @@ def write_steering(connection: Connection, configuration: LearningConfiguration,
             state.weights.tolist(),
             state.hash,
             state.configuration,
+            state.levels.dopamine,
+            state.levels.serotonin,
+            state.levels.noradrenaline,
+            state.levels.acetylcholine,
             state.updated_at,
             state.tenant_id,
         ),
