@@ -73,6 +73,18 @@ def adopt_model(connection: Connection, tenants: Sequence[str], model: Embedding
     return model_id
 
 
+def model_of(connection: Connection, tenant_id: str) -> EmbeddingModel | None:
+    """The model of a tenant's embeddings; None while it has none."""
+    row = connection.execute(
+        """
+        SELECT m.name, m.dimension, m.digest FROM tenants t JOIN embedding_models m USING (model_id)
+        WHERE t.tenant_id = %s
+        """,
+        (tenant_id,),
+    ).fetchone()
+    return None if row is None else EmbeddingModel(*row)
+
+
 def described(model: EmbeddingModel) -> str:
     """A model for a person: two of one name differ in the digest."""
     return f"{model.name} ({model.digest[:12]})"
