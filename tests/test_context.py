@@ -28,7 +28,7 @@ from somabrain_dagster.memory.query import Query
 from somabrain_dagster.memory.recall import Overlay, Recall
 from somabrain_dagster.operations.tokens import MiniLMTokens
 from somabrain_dagster.store.database import Database
-from somabrain_dagster.store.usage import TokenUsage, record_tokens_once
+from somabrain_dagster.store.usage import TokenUsage, record_context, record_tokens_once
 from somabrain_dagster.store.working_memory import Noted, WorkingMemory
 from tests.brain import new_tenant
 from tests.remembering import memory_of, messages, remember, room
@@ -272,10 +272,22 @@ def test_the_tokens_of_a_recall_are_recorded_once(life: Life, session: str) -> N
 
 
 def test_who_records_at_once_records_once(life: Life, session: str) -> None:
+    """The second one waits until it can see whether the first has recorded."""
     context = life.context()
-    with ThreadPoolExecutor(4) as pool:
-        recorded = list(pool.map(lambda _: record_usage(life.database, context, session), range(4)))
-    assert sorted(recorded) == [False, False, False, True]
+    used = TokenUsage(
+        tenant_id=life.tenant,
+        session_id=session,
+        tokens=context.tokens,
+        tokenizer=context.tokenizer,
+        occurred_at=NOW,
+    )
+    with ThreadPoolExecutor(1) as pool:
+        with life.database.as_tenants([life.tenant]) as connection:
+            assert record_context(connection, used, context.recall.recall_id)
+            second = pool.submit(record_usage, life.database, context, session)
+            with pytest.raises(TimeoutError):
+                second.result(timeout=0.5)
+        assert second.result() is False
     assert len(life.usage(session)) == 1
 
 
