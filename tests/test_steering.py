@@ -6,14 +6,17 @@ from contextlib import closing
 from itertools import cycle, islice
 from typing import Any, LiteralString
 
+import numpy as np
 import pytest
 from psycopg import sql
 
 from somabrain_dagster.embedded import ValkeyServer
+from somabrain_dagster.learning.diversity import diversity
 from somabrain_dagster.learning.weights import NAMES, TAU
 from somabrain_dagster.memory.embedding import Embedder
 from somabrain_dagster.memory.memories import Memories
 from somabrain_dagster.memory.query import Query
+from somabrain_dagster.memory.remember import embedded_text
 from somabrain_dagster.settings import Settings
 from somabrain_dagster.store.cache import SnapshotCache
 from somabrain_dagster.store.changes import hold_neuromodulators, reset
@@ -238,6 +241,41 @@ def test_a_step_is_published(database: Database, minilm: Embedder, valkey: Valke
     assert state.version == 2
     assert published is not None
     assert (published["version"], published["weights"]["tau"]) == (2, state.weights_by_name["tau"])
+
+
+def sampled_diversity(
+    database: Database, embedder: Embedder, seed: int, *, adapts: bool
+) -> tuple[float, list[int]]:
+    """The mean diversity of the last 35 of 120 recalls, and τ on the way.
+
+    A tenant whose τ is low and whose weights lean on meaning and words samples its answer to one question
+    again and again. Diversity is worked out from what was returned, whether τ adapts or not.
+    """
+    tenant = new_tenant(database, {"start": {"alpha": 3.0, "delta": 2.0, "tau": 0.4}})
+    memories = room(database, embedder, seed, tau_adaptation=adapts)
+    ids = remember(memories, tenant, SAID)
+    vectors = embedder.embed([embedded_text(one.speaker, one.text) for one in SAID]).astype(np.float64)
+    place = dict(zip(ids, range(len(ids)), strict=True))
+    question = Query(tenant_id=tenant, text=QUESTION, as_of=LATER, mode="sample", k=1)
+    recalled = [memories.recall(question).hits[0].memory_id for _ in range(120)]
+    seen = [
+        diversity(recalled[:end], vectors[[place[one] for one in recalled[:end]]], CONFIGURATION.diversity)
+        for end in range(86, 121)
+    ]
+    return float(np.mean([of for of in seen if of is not None])), taus(database, tenant)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_in_closed_loop_on_real_memories_diversity_improves(
+    shared_database: Database, minilm: Embedder, seed: int
+) -> None:
+    """The same stream and the same seed, τ fixed and τ adapting: nearer to the target, from below."""
+    held, still = sampled_diversity(shared_database, minilm, seed, adapts=False)
+    adapted, path = sampled_diversity(shared_database, minilm, seed, adapts=True)
+    assert still == [400_000_000]
+    assert max(path) > path[0] == 400_000_000
+    assert all(400_000_000 <= tau <= 1_200_000_000 for tau in path)
+    assert held + 0.1 < adapted < 0.6
 
 
 # The proof

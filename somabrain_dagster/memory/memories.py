@@ -25,6 +25,7 @@ from somabrain_dagster.store.memories import (
     LinkEnds,
     Memory,
     Remembered,
+    check_ends,
     check_links,
     claim_keys,
     content_digest,
@@ -194,7 +195,12 @@ class Memories:
             return link_all(connection, links)
 
     def unlink(self, ends: LinkEnds) -> bool:
-        """Take a link away; whether it was there."""
+        """Take a link away; whether it was there.
+
+        Raises:
+            InvalidLink: a field of the ends cannot be.
+        """
+        check_ends([ends])
         with self._database.as_tenants([ends.tenant_id]) as connection:
             return unlink_all(connection, [ends]) == 1
 

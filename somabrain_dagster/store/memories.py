@@ -38,6 +38,7 @@ _Tenant = Annotated[str, msgspec.Meta(pattern=TENANT_PATTERN.removesuffix("$") +
 _Name = Annotated[str, msgspec.Meta(max_length=200, pattern=_TEXT)]
 Word = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=_TEXT)]
 _Time = Annotated[datetime, msgspec.Meta(tz=True)]
+_Id = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
 
 _CHUNK = 2000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -123,8 +124,8 @@ class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """
 
     tenant_id: _Tenant
-    source_id: int
-    target_id: int
+    source_id: _Id
+    target_id: _Id
     occurred_at: _Time
     kind: Word = "related"
     weight: float = 1.0
@@ -140,8 +141,8 @@ class LinkEnds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """
 
     tenant_id: _Tenant
-    source_id: int
-    target_id: int
+    source_id: _Id
+    target_id: _Id
     kind: Word = "related"
 
 
@@ -464,11 +465,8 @@ def check_links(links: Sequence[Link]) -> None:
         InvalidLink: a field is of the wrong type or out of range, a link joins a memory to itself, or its
             weight is not a number above 0.
     """
+    _check_fields(links)
     for position, link in enumerate(links):
-        try:
-            msgspec.convert(msgspec.structs.asdict(link), type=Link)
-        except msgspec.ValidationError as error:
-            raise InvalidLink(position, f"link {position}: {error}") from error
         if link.source_id == link.target_id:
             raise InvalidLink(
                 position, f"link {position} joins memory {link.source_id} to itself: name two memories"
@@ -479,6 +477,23 @@ def check_links(links: Sequence[Link]) -> None:
                 f"link {position}, from memory {link.source_id} to {link.target_id}, has the weight "
                 f"{link.weight}: it must be finite and above 0",
             )
+
+
+def check_ends(ends: Sequence[LinkEnds]) -> None:
+    """Check ends of links that were made in Python, where nothing has checked their fields yet.
+
+    Raises:
+        InvalidLink: a field is of the wrong type or out of range.
+    """
+    _check_fields(ends)
+
+
+def _check_fields(links: Sequence[Link | LinkEnds]) -> None:
+    for position, link in enumerate(links):
+        try:
+            msgspec.convert(msgspec.structs.asdict(link), type=type(link))
+        except msgspec.ValidationError as error:
+            raise InvalidLink(position, f"link {position}: {error}") from error
 
 
 def link_all(connection: Connection, links: Sequence[Link]) -> int:
@@ -537,7 +552,11 @@ def unlink_all(connection: Connection, links: Sequence[LinkEnds]) -> int:
 
     Returns:
         How many there were.
+
+    Raises:
+        InvalidLink: a field is of the wrong type or out of range.
     """
+    check_ends(links)
     rows: list[dict[str, Any]] = [msgspec.structs.asdict(link) for link in links]
     return connection.execute(
         """
