@@ -1,5 +1,7 @@
 """Measures of ranking and their intervals: by hand, by law, and against a known truth."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,7 +19,8 @@ from somabrain_dagster.learning.enhancement import (
 )
 from somabrain_dagster.learning.features import FEATURES, Candidates, Floats, recency
 from somabrain_dagster.learning.gated_fit import LEAST_CHOICES, gated_fit
-from somabrain_dagster.learning.half_life import RECENCY, profile, recency_scale, with_half_life
+from somabrain_dagster.learning.half_life import HALF_LIVES, RECENCY, profile, recency_scale, with_half_life
+from somabrain_dagster.learning.pooled_fit import pooled_fit
 from somabrain_dagster.learning.ranking import rank_of_chosen
 
 F = len(FEATURES)
@@ -242,3 +245,50 @@ def test_a_tenant_who_chooses_otherwise_than_the_others_keeps_its_own_fit() -> N
     assert opposed.weights[0] > 0
     few = gated_fit(choices.take(np.arange(LEAST_CHOICES - 1)), -truth, 0.7, -OPEN, OPEN)
     assert (few.own, few.gain, few.weights.tolist()) == (False, None, (-truth).tolist())
+
+
+def of_tenants(made: Questions, tenants: int) -> Questions:
+    """The same questions, divided among tenants."""
+    return replace(made, tenant=np.arange(len(made.lengths)) % tenants)
+
+
+def test_weights_for_everybody_pass_their_gate_where_there_is_something_to_learn() -> None:
+    truth = np.zeros(F)
+    truth[[0, RECENCY]] = 0.5, 1.5
+    made = of_tenants(chosen_by(np.random.default_rng(11), 60.0, truth, asked=600), tenants=10)
+    ages = made.features[:, 1].copy()
+    made.features[:, 1] = 0.0
+    found = pooled_fit(made.choices(), ages, 0.7, ALPHA_ALONE, -OPEN, OPEN, HALF_LIVES)
+    assert found.gate.passed
+    assert found.half_life is not None
+    assert found.half_life.seconds == 60.0
+    assert found.weights == pytest.approx(truth, abs=0.35)  # fitted to all 600, not to the earlier ones alone
+    as_logged = pooled_fit(made.choices(), ages, 0.7, ALPHA_ALONE, -OPEN, OPEN)
+    assert as_logged.half_life is None
+
+
+def test_weights_for_everybody_are_refused_where_labels_say_nothing() -> None:
+    """On generated questions whose answers are drawn blindly: one in twenty would pass by chance."""
+    passed = 0
+    for seed in range(20):
+        generator = np.random.default_rng(seed)
+        made = of_tenants(chosen_by(generator, 3600.0, np.zeros(F), asked=200), tenants=10)
+        ages = made.features[:, 1].copy()
+        made.features[:, 1] = 0.0
+        found = pooled_fit(made.choices(), ages, 0.7, ALPHA_ALONE, -OPEN, OPEN)
+        passed += found.gate.passed
+        assert found.gate.passed or found.weights.tolist() == ALPHA_ALONE.tolist()
+    assert passed <= 3
+
+
+def test_one_tenant_alone_says_nothing_of_everybody() -> None:
+    truth = np.zeros(F)
+    truth[0] = 1.5
+    made = chosen_by(np.random.default_rng(5), 3600.0, truth, asked=100)
+    ages = made.features[:, 1].copy()
+    made.features[:, 1] = 0.0
+    found = pooled_fit(made.choices(), ages, 0.7, np.zeros(F), -OPEN, OPEN)
+    assert found.gate.missing
+    assert found.weights.tolist() == [0.0] * F
+    with pytest.raises(ValueError, match="gather more"):
+        pooled_fit(made.choices().take(np.array([0])), ages[:12], 0.7, np.zeros(F), -OPEN, OPEN)
