@@ -2,7 +2,7 @@
 
 What landed (`assets/landed.py`) is observed, aggregated by day (`assets/feedback.py`) and proven
 (`assets/adaptation.py`) by one job (`jobs.py`), which a sensor (`sensors/feedback.py`) runs when it sees that
-something new has landed.
+something new has landed. Indexes (`assets/ann_index.py`) are rebuilt by the calendar (`schedules.py`).
 """
 
 from collections.abc import Mapping
@@ -11,12 +11,14 @@ from typing import Any
 import dagster as dg
 
 from somabrain_dagster.assets.adaptation import adaptation_state
+from somabrain_dagster.assets.ann_index import ann_index
 from somabrain_dagster.assets.feedback import feedback_daily_asset
 from somabrain_dagster.assets.landed import landed_assets
 from somabrain_dagster.checks.following import state_follows_what_landed
-from somabrain_dagster.jobs import learning_chain
+from somabrain_dagster.jobs import index_rebuild, learning_chain
 from somabrain_dagster.partitions import feedback_days
 from somabrain_dagster.resources.brain import brain_resource
+from somabrain_dagster.schedules import weekly_index_rebuild
 from somabrain_dagster.sensors.failure import run_failure_sensor
 from somabrain_dagster.sensors.feedback import feedback_landed_sensor
 from somabrain_dagster.settings import Settings
@@ -34,9 +36,15 @@ def build_definitions(
     settings = Settings() if settings is None else settings
     days = feedback_days(settings)
     return dg.Definitions(
-        assets=[landed_assets(), feedback_daily_asset(days, settings.first_day), adaptation_state],
+        assets=[
+            landed_assets(),
+            feedback_daily_asset(days, settings.first_day),
+            adaptation_state,
+            ann_index,
+        ],
         asset_checks=[state_follows_what_landed(settings)],
-        jobs=[learning_chain],
+        jobs=[learning_chain, index_rebuild],
+        schedules=[weekly_index_rebuild],
         sensors=[feedback_landed_sensor(settings, days), run_failure_sensor(settings)],
         resources={"brain": brain_resource(settings), **(resources or {})},
     )

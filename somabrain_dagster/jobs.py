@@ -3,6 +3,7 @@
 import dagster as dg
 
 from somabrain_dagster.assets.adaptation import adaptation_state
+from somabrain_dagster.assets.ann_index import ann_index
 from somabrain_dagster.assets.landed import LANDED_KEYS
 
 LEARNING_CHAIN = "learning_chain"
@@ -15,5 +16,12 @@ learning_chain = dg.define_asset_job(
     selection=[*PROOF, dg.AssetKey("feedback_daily")],
     description="Observe what landed, aggregate the days that it is about, and prove the weights. In one "
     "process: the steps are short, and starting a process costs more than each of them.",
+    executor_def=dg.in_process_executor,
+)
+
+index_rebuild = dg.define_asset_job(
+    "index_rebuild",
+    selection=[ann_index],
+    description="Rebuild the indexes of large tenants while they serve, and prove each by an exact search.",
     executor_def=dg.in_process_executor,
 )

@@ -38,8 +38,8 @@ class ServiceSettings(BaseSettings):
         most_waiting: feedback events that may wait in a process; more are refused with 429.
         most_together: feedback events that land in one transaction.
         body_bytes: the largest body of a request.
-        requests_per_second: of each tenant, in each process; 0 for any number. With several processes a tenant
-            can reach their sum: set it to the limit divided by the processes, or limit at the gateway.
+        requests_per_second: of each tenant, in each process; 0 for any number. With several processes a
+            tenant can reach their sum: set it to the limit divided by the processes, or limit at the gateway.
         states_in_memory: tenants whose state a process holds.
         tenants_in_metrics: tenants with labels of their own; the others are under `_others`.
         metrics_open: whether `/metrics` answers without an operator's key.
@@ -74,6 +74,7 @@ class Settings(BaseSettings):
         tau_adaptation: whether recalls steer τ by the diversity of what a tenant recalls.
         neuromodulated_recall: whether noradrenaline sharpens and acetylcholine leans recall.
         graph_augment_max_additions: how many memories links alone may bring into one recall.
+        hnsw_threshold: with how many embedded memories a tenant gets an approximate index of its own.
         working_memory_capacity: how many memories a session's working memory holds.
         working_memory_seconds: how long a working memory that nobody adds to is kept.
         embedding_url, embedding_model, embedding_dimension, embedding_api_key: a service that speaks the
@@ -98,6 +99,7 @@ class Settings(BaseSettings):
     tau_adaptation: bool = True
     neuromodulated_recall: bool = False
     graph_augment_max_additions: int = Field(default=10, ge=0, le=100)
+    hnsw_threshold: int = Field(default=5000, ge=1)
     working_memory_capacity: int = Field(default=32, ge=1, le=10_000)
     working_memory_seconds: int = Field(default=86_400, ge=1)
     embedding_url: str | None = None

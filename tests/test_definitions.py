@@ -32,18 +32,22 @@ ASSETS = {
     "token_usage": ("landed", {"postgres"}, set()),
     "feedback_daily": ("learning", {"postgres"}, {"feedback_events"}),
     "adaptation_state": ("learning", {"postgres", "numpy"}, {"feedback_events", "recalls"}),
+    "ann_index": ("operations", {"postgres"}, {"memories"}),
 }
 OBSERVED = {"feedback_events", "memories", "recalls", "token_usage"}
 CHECKS = {
-    # check of adaptation_state: whether it blocks
-    "replay_equals_live": True,
-    "every_shift_is_rederived": True,
-    "no_gap_in_versions": True,
-    "hash_chain_intact": True,
-    "bounds_hold": False,
-    "state_follows_what_landed": False,
+    # (asset, check): whether it blocks
+    ("adaptation_state", "replay_equals_live"): True,
+    ("adaptation_state", "every_shift_is_rederived"): True,
+    ("adaptation_state", "no_gap_in_versions"): True,
+    ("adaptation_state", "hash_chain_intact"): True,
+    ("adaptation_state", "bounds_hold"): False,
+    ("adaptation_state", "state_follows_what_landed"): False,
+    ("ann_index", "recall_at_10"): True,
 }
-JOBS = {"learning_chain": set(ASSETS)}
+BY_CALENDAR = {"ann_index"}
+JOBS = {"learning_chain": set(ASSETS) - BY_CALENDAR, "index_rebuild": BY_CALENDAR}
+SCHEDULES = {"weekly_index_rebuild": ("index_rebuild", "0 3 * * 0", "UTC")}
 SENSORS = {"feedback_landed": {"learning_chain"}, "run_failure": set()}
 
 
@@ -91,9 +95,7 @@ def test_the_checks_are_these(definitions: dg.Definitions) -> None:
     graph = definitions.resolve_asset_graph()
     specs = [graph.get_check_spec(key) for key in graph.asset_check_keys]
 
-    assert {(name(spec.asset_key), spec.name): spec.blocking for spec in specs} == {
-        ("adaptation_state", check): blocking for check, blocking in CHECKS.items()
-    }
+    assert {(name(spec.asset_key), spec.name): spec.blocking for spec in specs} == CHECKS
     assert all(spec.description for spec in specs)
 
 
@@ -118,6 +120,18 @@ def test_the_sensors_are_these_and_look_from_the_start(definitions: dg.Definitio
         assert sensor.default_status == dg.DefaultSensorStatus.RUNNING
         assert sensor.minimum_interval_seconds == 7
         assert sensor.description
+
+
+def test_the_schedules_are_these_and_run_from_the_start(definitions: dg.Definitions) -> None:
+    schedules = definitions.get_repository_def().schedule_defs
+
+    assert {
+        schedule.name: (schedule.job_name, schedule.cron_schedule, schedule.execution_timezone)
+        for schedule in schedules
+    } == SCHEDULES
+    for schedule in schedules:
+        assert schedule.default_status == dg.DefaultScheduleStatus.RUNNING
+        assert schedule.description
 
 
 def test_a_resource_of_ones_own_takes_the_place_of_the_settings(definitions: dg.Definitions) -> None:

@@ -5,10 +5,12 @@ The memories are messages of the Chit-Chat data with their real embeddings.
 
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any
 
+import dagster as dg
 import numpy as np
 import psycopg
 import pytest
@@ -16,7 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg import sql
 
-from somabrain_dagster.embedded import PostgresServer
+from somabrain_dagster.assets.ann_index import check_result
+from somabrain_dagster.definitions import build_definitions
+from somabrain_dagster.embedded import PostgresServer, ValkeyServer
 from somabrain_dagster.memory import indexes
 from somabrain_dagster.memory.embedding import MiniLM
 from somabrain_dagster.memory.indexes import LowRecall, NoIndex, Rebuilt
@@ -39,8 +43,15 @@ from somabrain_dagster.store.indexes import (
     reindex,
 )
 from somabrain_dagster.store.memories import Link, Memory, UnknownMemory
-from somabrain_dagster.store.recalls import BY_SIMILARITY, Sought, candidates_query, find_candidates
+from somabrain_dagster.store.recalls import (
+    BY_SIMILARITY,
+    Sought,
+    candidates_query,
+    find_candidates,
+    iterative_scan,
+)
 from tests.brain import CONFIGURATION, new_tenant, new_tenants
+from tests.chain import QUIETLY, checks_of, settings_for
 from tests.conftest import new_database
 
 LARGE, SMALL = "large", "small"
@@ -197,17 +208,18 @@ def test_the_index_recalls_what_the_exact_search_recalled(brain: Brain, before: 
 def test_row_security_leaves_the_index_in_use(brain: Brain) -> None:
     with brain.database.as_tenants([LARGE]) as connection:
         assert connection.execute("SELECT current_user").fetchone() == (TENANT_ROLE,)
-        plan = connection.execute(
-            f"EXPLAIN {candidates_query('hnsw', brain.embedder.dimension)}".encode(),
-            {
-                "tenant_id": LARGE,
-                "text": brain.questions[0],
-                "embedding": as_text(brain.vectors[0]),
-                "as_of": datetime.now(UTC),
-                "namespaces": None,
-                "since": None,
-            },
-        ).fetchall()
+        with iterative_scan(connection):
+            plan = connection.execute(
+                f"EXPLAIN {candidates_query('hnsw', brain.embedder.dimension)}".encode(),
+                {
+                    "tenant_id": LARGE,
+                    "text": brain.questions[0],
+                    "embedding": as_text(brain.vectors[0]),
+                    "as_of": datetime.now(UTC),
+                    "namespaces": None,
+                    "since": None,
+                },
+            ).fetchall()
     assert any(f"Index Scan using {index_of(LARGE)} " in line for (line,) in plan), plan
 
 
@@ -510,3 +522,33 @@ def test_who_cannot_have_an_index_is_told_why(brain: Brain) -> None:
         indexes.rebuild(brain.database, unindexed, actor="test")
     with pytest.raises(UnknownTenant):
         indexes.promote(brain.database, "nobody", actor="test")
+
+
+def test_the_asset_rebuilds_what_there_is_promotes_the_rest_and_checks(
+    brain: Brain, valkey: ValkeyServer
+) -> None:
+    knobs = settings_for(brain.database.url, valkey, hnsw_threshold=FEW)
+
+    run = build_definitions(knobs).resolve_job_def("index_rebuild").execute_in_process(run_config=QUIETLY)
+
+    assert checks_of(run)["recall_at_10"].passed
+    (made,) = run.asset_materializations_for_node("ann_index")
+    table = made.metadata["indexes"]
+    assert isinstance(table, dg.TableMetadataValue)
+    records = {record.data["tenant"]: record.data for record in table.records}
+    assert records.keys() >= {LARGE, SMALL}
+    assert {record["serves"] for record in records.values()} == {True}
+    assert [tenant.backend for tenant in indexes.status(brain.database)[:2]] == ["hnsw", "hnsw"]
+    assert brain.recall(0, SMALL).cleanup_backend == "hnsw"
+
+
+def test_the_check_fails_where_an_index_misses_too_much(brain: Brain) -> None:
+    rebuilt = indexes.rebuild(brain.database, LARGE, actor="test")
+    low = replace(rebuilt, proof=replace(rebuilt.proof, recall_at_10=0.5))
+
+    result = check_result([rebuilt, low])
+
+    assert not result.passed
+    assert result.description == f"Searched exactly until a rebuild does better: {LARGE} (0.500)"
+    assert check_result([rebuilt]).passed
+    assert check_result([]).passed

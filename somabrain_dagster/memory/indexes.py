@@ -91,8 +91,8 @@ class LowRecall(RuntimeError):
     def __init__(self, rebuilt: Rebuilt) -> None:
         super().__init__(
             f"the index of tenant {rebuilt.tenant_id!r} has recall@10 {rebuilt.proof.recall_at_10:.3f} "
-            f"against an exact search, below {SUFFICIENT_RECALL}: its searches are exact until a rebuild does "
-            "better"
+            f"against an exact search, below {SUFFICIENT_RECALL}: its searches are exact until a rebuild "
+            "does better"
         )
         self.rebuilt = rebuilt
 
