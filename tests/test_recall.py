@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from psycopg import sql
 from scipy.stats import chisquare
 
 from somabrain_dagster.learning.features import FEATURES, REGISTRY_VERSION
@@ -373,6 +374,23 @@ def test_every_recall_is_logged_as_it_was_made(life: Life) -> None:
     assert (row["governed_margin"], row["cleanup_backend"]) == (recall.governed_margin, "exact")
     assert (row["arm"], row["noradrenaline"], row["acetylcholine"]) == (None, None, None)
     assert (row["recalled"], row["repeated"]) == (None, None)
+
+
+@pytest.mark.parametrize("steers", [False, True])
+def test_the_first_recall_of_a_week_makes_its_partition(
+    database: Database, minilm: Embedder, steers: bool
+) -> None:
+    memories, tenant = room(database, minilm, tau_adaptation=steers), new_tenant(database)
+    remember(memories, tenant, SAID[:5])
+    memories.recall(Query(tenant_id=tenant, text=QUESTION, k=1))
+    with database.as_tenants([tenant]) as connection:
+        (name,) = connection.execute("SELECT tableoid::regclass::text FROM recalls").fetchone() or ("",)
+    with database.as_owner() as connection:
+        connection.execute(sql.SQL("DROP TABLE {}").format(sql.Identifier(name)))
+    recall = memories.recall(Query(tenant_id=tenant, text=QUESTION))
+    row = logged(database, tenant, recall.recall_id)
+    assert row["hits"] == [hit.memory_id for hit in recall.hits]
+    assert (row["recalled"] is not None) == steers
 
 
 def test_feedback_on_a_recall_follows_the_rule_of_credit(database: Database, minilm: Embedder) -> None:

@@ -78,6 +78,18 @@ def test_a_memory_is_kept_with_all_that_it_says(shared_database: Database, minil
         assert getattr(hit, name) == getattr(memory, name)
 
 
+@pytest.mark.parametrize(
+    "text", ["x" * 65536, "Ada " * 16384, "🙂" * 16384, " ".join(map(str, range(12000)))[:65536]]
+)
+def test_the_longest_text_is_kept_and_recalled(
+    shared_database: Database, minilm: Embedder, text: str
+) -> None:
+    memories, tenant = room(shared_database, minilm), new_tenant(shared_database)
+    memories.remember(Memory(tenant_id=tenant, text=text, occurred_at=NOON))
+    (hit,) = memories.recall(Query(tenant_id=tenant, text="Ada 7")).hits
+    assert hit.text == text
+
+
 def stored(database: Database, tenant: str) -> dict[int, Vectors]:
     """Embeddings as they are stored, by memory."""
     with database.as_tenants([tenant]) as connection:
@@ -205,7 +217,7 @@ class Shortened:
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         vectors = self._embedder.embed(texts)[:, :64]
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
 
 def test_embeddings_of_two_models_never_mix(database: Database, minilm: Embedder) -> None:
