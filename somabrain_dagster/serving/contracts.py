@@ -97,14 +97,20 @@ class StreamSummary(msgspec.Struct, frozen=True, kw_only=True):
 class TenantQuery(_Strict, frozen=True):
     """Which tenant; the key's own where it is left out."""
 
-    tenant_id: TenantName | None = None
+    tenant_id: TenantName | msgspec.UnsetType = msgspec.UNSET
+
+
+class NamedTenantQuery(_Strict, frozen=True):
+    """Which tenant; only operators ask, whose key is no tenant's."""
+
+    tenant_id: TenantName
 
 
 class HistoryQuery(_Strict, frozen=True):
     """Which part of a tenant's log."""
 
-    tenant_id: TenantName | None = None
-    below: Version | None = None
+    tenant_id: TenantName | msgspec.UnsetType = msgspec.UNSET
+    below: Version | msgspec.UnsetType = msgspec.UNSET
     limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
 
 
@@ -113,7 +119,7 @@ class AssignmentQuery(_Strict, frozen=True):
 
     unit: Annotated[
         str,
-        msgspec.Meta(max_length=270, pattern=r"^[a-z0-9][a-z0-9._-]{0,62}/[^\x00-\x1f\ud800-\udfff]{1,200}$"),
+        msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}/[^\x00-\x1f\ud800-\udfff]{1,200}$"),
     ]
 
 

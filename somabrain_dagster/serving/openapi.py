@@ -14,6 +14,10 @@ from somabrain_dagster.serving.problems import ProblemDetails
 _REFERENCE = "#/components/schemas/{name}"
 _OF_KEYS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 _OF_ALL = (HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.SERVICE_UNAVAILABLE)
+_IN_PATHS = {
+    "experiment_id": {"type": "string", "minLength": 1, "pattern": "^[a-z0-9._-]+$"},
+    "memory_id": {"type": "integer", "minimum": 1, "maximum": 2**63 - 1},
+}
 _PATH_PARAMETER = re.compile(r"{(\w+)}")
 
 
@@ -26,7 +30,10 @@ def document(operations: Sequence[Operation]) -> dict[str, Any]:
             types += _alternatives(answer)
         if operation.query is not None:
             types.append(operation.query)
-    schemas, components = msgspec.json.schema_components(types, ref_template=_REFERENCE)
+    # No JSON text in UTF-8 holds a surrogate, and not every dialect of regular expressions can name one.
+    schemas, components = _replaced(
+        msgspec.json.schema_components(types, ref_template=_REFERENCE), "\\ud800-\\udfff", ""
+    )
     known = iter(schemas)
     problem = next(known)
     paths: dict[str, dict[str, Any]] = {}
@@ -57,6 +64,19 @@ def document(operations: Sequence[Operation]) -> dict[str, Any]:
             },
         },
     }
+
+
+def _replaced(value: Any, old: str, new: str) -> Any:
+    """A value with another text in every text of it."""
+    if isinstance(value, str):
+        return value.replace(old, new)
+    if isinstance(value, dict):
+        return {name: _replaced(entry, old, new) for name, entry in value.items()}
+    return (
+        type(value)(_replaced(entry, old, new) for entry in value)
+        if isinstance(value, list | tuple)
+        else value
+    )
 
 
 def _bodies(operation: Operation) -> list[Any]:
@@ -124,14 +144,14 @@ def _response(status: int, media_type: str, schema: dict[str, Any] | None) -> di
 
 def _parameters(operation: Operation, query: dict[str, Any] | None) -> Iterable[dict[str, Any]]:
     for name in _PATH_PARAMETER.findall(operation.path):
-        yield {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+        yield {"name": name, "in": "path", "required": True, "schema": _IN_PATHS[name]}
     if query is not None:
         for name, schema in query["properties"].items():
             yield {
                 "name": name,
                 "in": "query",
                 "required": name in query.get("required", ()),
-                "schema": _without_null(schema),
+                "schema": schema,
             }
     if operation.idempotent:
         yield {
@@ -141,16 +161,6 @@ def _parameters(operation: Operation, query: dict[str, Any] | None) -> Iterable[
             "description": "Makes a retry safe: the same key gives the same answer and lands once.",
             "schema": {"type": "string", "pattern": "^[!-~]{1,180}$"},
         }
-
-
-def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """A parameter is left out or has a value: null would read as a word."""
-    options = [option for option in schema.get("anyOf", ()) if option != {"type": "null"}]
-    rest = {name: value for name, value in schema.items() if name not in ("anyOf", "default")}
-    if len(options) == 1:
-        return {**options[0], **rest}
-    default = {"default": schema["default"]} if schema.get("default") is not None else {}
-    return {**rest, **default} if "anyOf" not in schema else schema
 
 
 def _say_what_types_cannot(components: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl
@@ -68,13 +69,13 @@ class Call:
         assert self.principal is not None
         return self.principal
 
-    def about(self, named: str | None) -> str:
+    def about(self, named: str | msgspec.UnsetType | None) -> str:
         """The tenant that the request is about, counted against its rate.
 
         Raises:
             Problem: 403, 422 or 429.
         """
-        self.tenant_id = tenant_id = self.who.tenant(named)
+        self.tenant_id = tenant_id = self.who.tenant(None if named is msgspec.UNSET else named)
         self.service.gatekeeper.spend(tenant_id)
         return tenant_id
 
@@ -142,6 +143,19 @@ class Call:
         return given
 
 
+def in_utc(name: str, moment: datetime | None) -> datetime | None:
+    """A time on the clock of UTC: not every offset that ISO 8601 allows can be stored.
+
+    Raises:
+        Problem: 422 for the ends of the calendar, whose days not every zone has.
+    """
+    if moment is None:
+        return None
+    if not 1 < moment.year < 9999:
+        raise invalid(f"`{name}` must be in the years 2 to 9998, not {moment}")
+    return moment.astimezone(UTC)
+
+
 def decode(body: bytes | str, decoder: "msgspec.json.Decoder[Known]") -> Known:
     """Read JSON of a type.
 
@@ -151,11 +165,24 @@ def decode(body: bytes | str, decoder: "msgspec.json.Decoder[Known]") -> Known:
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise invalid(str(error)) from error
+        try:
+            # To JSON Schema 2.0 is an integer.
+            return msgspec.convert(_whole(msgspec.json.decode(body)), decoder.type)
+        except msgspec.ValidationError:
+            raise invalid(str(error)) from error
     except (msgspec.DecodeError, UnicodeError) as error:
         raise Problem(HTTPStatus.BAD_REQUEST, "not_json", f"the body is not JSON: {error}") from error
     except RecursionError as error:
         raise invalid("the body is nested too deeply") from error
+
+
+def _whole(value: Any) -> Any:
+    """A value whose whole floats are integers."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, dict):
+        return {name: _whole(entry) for name, entry in value.items()}
+    return [_whole(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _convert(values: Mapping[str, str], kind: type[Known]) -> Known:

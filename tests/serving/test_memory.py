@@ -74,5 +74,5 @@ def test_what_cannot_be_remembered_is_refused_by_name(service: Running, tenant: 
         self_link = client.post("/memory/link", json={"source_id": 1, "target_id": 1})
         unknown = client.post("/memory/link", json={"source_id": 1, "target_id": 2**40})
         empty = client.post("/memory/recall", json={"text": ""})
-    assert [answer.status_code for answer in (blank, self_link, unknown, empty)] == [422, 422, 404, 422]
-    assert "blank" in blank.json()["detail"]
+    assert [answer.status_code for answer in (blank, self_link, unknown, empty)] == [422, 409, 404, 422]
+    assert "$.text" in blank.json()["detail"]

@@ -12,6 +12,7 @@ from somabrain_dagster.serving.contracts import (
     ChangeAnswer,
     HistoryAnswer,
     HistoryQuery,
+    NamedTenantQuery,
     NeuromodulatorsAnswer,
     NeuromodulatorsRequest,
     RollbackRequest,
@@ -36,11 +37,12 @@ async def history_(call: Call) -> Answer:
     """A part of the log."""
     asked = call.query(HistoryQuery)
     tenant_id = call.about(asked.tenant_id)
+    below = None if asked.below is msgspec.UNSET else asked.below
 
     def read() -> list[history.Change]:
         with call.service.database.as_tenants([tenant_id]) as connection:
             read_state(connection, tenant_id)
-            return history.read_history(connection, tenant_id, asked.below, asked.limit)
+            return history.read_history(connection, tenant_id, below, asked.limit)
 
     found = await asyncio.to_thread(read)
     return json_answer(
@@ -109,7 +111,7 @@ async def neuromodulators(call: Call) -> Answer:
 
 async def hold_neuromodulators(call: Call) -> Answer:
     """Hold levels, or let go of them."""
-    tenant_id = call.about(call.query(TenantQuery).tenant_id)
+    tenant_id = call.about(call.query(NamedTenantQuery).tenant_id)
     asked: dict[str, Any] = msgspec.structs.asdict(await call.json(NeuromodulatorsRequest))
     levels = {name: level for name, level in asked.items() if level is not msgspec.UNSET}
     service = call.service
@@ -198,7 +200,7 @@ OPERATIONS = (
         hold_neuromodulators,
         "Hold levels of a tenant's neuromodulators, or let go of them.",
         scope="operator",
-        query=TenantQuery,
+        query=NamedTenantQuery,
         body={"application/json": NeuromodulatorsRequest},
         answers={200: NeuromodulatorsAnswer},
         problems=(404, 413, 415, 429),

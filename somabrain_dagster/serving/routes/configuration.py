@@ -18,7 +18,7 @@ from somabrain_dagster.serving.contracts import (
     TokensAnswer,
     TokensRequest,
 )
-from somabrain_dagster.serving.operations import Call, Operation
+from somabrain_dagster.serving.operations import Call, Operation, in_utc
 from somabrain_dagster.serving.problems import Problem
 from somabrain_dagster.store.adaptation import AdaptationState, read_state
 from somabrain_dagster.store.experiments import UnknownExperiment, read_arms
@@ -119,7 +119,7 @@ async def tokens(call: Call) -> Answer:
         session_id=asked.session_id,
         tokens=asked.tokens,
         tokenizer=asked.tokenizer,
-        occurred_at=asked.occurred_at or datetime.now(UTC),
+        occurred_at=in_utc("occurred_at", asked.occurred_at) or datetime.now(UTC),
     )
 
     def write() -> int:

@@ -81,7 +81,8 @@ async def _land_list(call: Call, feedbacks: list[FeedbackRequest], key: str | No
         try:
             checked(feedback, owners[feedback.tenant_id or None], own_key)
         except Problem as problem:
-            raise invalid(f"{problem.detail} - at `$[{position}]`") from problem
+            where = f"{problem.detail} - at `$[{position}]`"
+            raise Problem(problem.status, problem.code, where) from problem
     outcomes = await submitted(call, feedbacks)
     _count(call, outcomes)
     results = FeedbackResults(
@@ -114,14 +115,15 @@ def checked(feedback: FeedbackRequest, tenant_id: str, key: str | None) -> None:
     """Complete a feedback by what the request as a whole says, and check it.
 
     Raises:
-        Problem: 422.
+        Problem: 409 or 422.
     """
     # The struct is fresh from the decoder and nobody else's: a copy would cost as much as decoding it.
     msgspec.structs.force_setattr(feedback, "tenant_id", tenant_id)
-    if key is not None:
-        if feedback.idempotency_key is not None:
-            raise invalid("give `Idempotency-Key` or `idempotency_key`, not both")
+    if key is not None and feedback.idempotency_key is None:
         msgspec.structs.force_setattr(feedback, "idempotency_key", key)
+    helpful = feedback.helpful
+    if helpful is not None and len({named.memory for named in helpful}) < len(helpful):
+        raise Problem(HTTPStatus.CONFLICT, "named_twice", "`helpful` names a memory twice: give each once")
     try:
         check(feedback)
     except InvalidFeedback as error:

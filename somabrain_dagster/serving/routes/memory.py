@@ -17,7 +17,7 @@ from somabrain_dagster.memory.remember import NewMemory
 from somabrain_dagster.memory.vectors import InvalidEmbedding
 from somabrain_dagster.serving.answers import NDJSON, Answer, encode, json_answer
 from somabrain_dagster.serving.contracts import TenantName, TenantQuery
-from somabrain_dagster.serving.operations import Call, Operation
+from somabrain_dagster.serving.operations import Call, Operation, in_utc
 from somabrain_dagster.serving.problems import Problem, invalid, unavailable
 from somabrain_dagster.store.embedding_models import ModelMismatch
 from somabrain_dagster.store.memories import InvalidLink, InvalidMemory, KeyReused, Link, UnknownMemory
@@ -28,11 +28,15 @@ EXPORT_CHUNK = 200
 
 Result = TypeVar("Result")
 
+Text = Annotated[str, msgspec.Meta(min_length=1, pattern=r"^[^\x00]*[^\s\x00][^\x00]*$")]
+MemoryId = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+
 
 class MemoryRequest(NewMemory, frozen=True, kw_only=True):
     """A memory as it is sent; it happens at the time of the request where none is given."""
 
     tenant_id: TenantName = ""
+    text: Text
     occurred_at: Annotated[datetime, msgspec.Meta(tz=True)] | None = None  # type: ignore[assignment]
 
 
@@ -40,6 +44,8 @@ class LinkRequest(Link, frozen=True, kw_only=True):
     """A link as it is sent."""
 
     tenant_id: TenantName = ""
+    source_id: MemoryId
+    target_id: MemoryId
     occurred_at: Annotated[datetime, msgspec.Meta(tz=True)] | None = None  # type: ignore[assignment]
 
 
@@ -47,6 +53,7 @@ class QueryRequest(Query, frozen=True, kw_only=True):
     """A question as it is sent."""
 
     tenant_id: TenantName = ""
+    text: Text
 
 
 class ContextRequest(QueryRequest, frozen=True, kw_only=True):
@@ -55,7 +62,8 @@ class ContextRequest(QueryRequest, frozen=True, kw_only=True):
     Attributes:
         budget: tokens that the context may have.
         capacity: memories that it may hold.
-        working_share: the probability that what helps now has helped in this session before.
+        working_share: the probability that what helps now has helped in this session before;
+            without a session nothing has.
     """
 
     budget: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1000
@@ -111,7 +119,7 @@ async def remember(call: Call) -> Answer:
             **{
                 **{name: getattr(memory, name) for name in NewMemory.__struct_fields__},
                 "tenant_id": owners[memory.tenant_id or None],
-                "occurred_at": memory.occurred_at or now,
+                "occurred_at": in_utc("occurred_at", memory.occurred_at) or now,
             }
         )
         for memory in given
@@ -133,7 +141,7 @@ async def link(call: Call) -> Answer:
             **{
                 **{name: getattr(one, name) for name in Link.__struct_fields__},
                 "tenant_id": owners[one.tenant_id or None],
-                "occurred_at": one.occurred_at or now,
+                "occurred_at": in_utc("occurred_at", one.occurred_at) or now,
             }
         )
         for one in given
@@ -144,7 +152,8 @@ async def link(call: Call) -> Answer:
 
 def _query(call: Call, asked: QueryRequest) -> Query:
     fields = {name: getattr(asked, name) for name in Query.__struct_fields__}
-    return Query(**{**fields, "tenant_id": call.about(asked.tenant_id or None)})
+    times = {name: in_utc(name, fields[name]) for name in ("as_of", "since")}
+    return Query(**{**fields, **times, "tenant_id": call.about(asked.tenant_id or None)})
 
 
 async def recall(call: Call) -> Answer:
@@ -159,8 +168,6 @@ async def context(call: Call) -> Answer:
     """What is worth its room of what a question brings to mind."""
     asked = await call.json(ContextRequest)
     query = _query(call, asked)
-    if asked.working_share and query.session_id is None:
-        raise invalid("`working_share` needs a `session_id`")
     service = call.service
     assembled = await _at_work(
         call,
@@ -171,7 +178,7 @@ async def context(call: Call) -> Answer:
             query,
             Room(asked.budget, asked.capacity),
             working=service.working,
-            working_share=asked.working_share,
+            working_share=0.0 if query.session_id is None else asked.working_share,
         ),
     )
     service.metrics.recalled(query.tenant_id, assembled.recall.cleanup_backend)
@@ -245,8 +252,12 @@ async def _at_work(call: Call, work: Callable[[], Result]) -> Result:
     """
     try:
         return await call.service.at_work(work)
-    except (InvalidMemory, InvalidLink, InvalidQuery, InvalidEmbedding) as error:
+    except (InvalidMemory, InvalidQuery) as error:
         raise invalid(str(error)) from error
+    except InvalidLink as error:
+        raise Problem(HTTPStatus.CONFLICT, "invalid_link", str(error)) from error
+    except InvalidEmbedding as error:
+        raise Problem(HTTPStatus.CONFLICT, "invalid_embedding", str(error)) from error
     except UnknownMemory as error:
         raise Problem(HTTPStatus.NOT_FOUND, "unknown_memory", str(error)) from error
     except KeyReused as error:
