@@ -12,7 +12,7 @@ LAYERS = [
     {"learning"},
     {"store"},
     {"memory", "corpus", "operations"},
-    {"assets", "checks", "sensors", "schedules", "jobs", "partitions", "resources", "serving"},
+    {"assets", "checks", "sensors", "schedules", "jobs", "partitions", "resources", "serving", "client"},
     {"definitions", "demo", "cli"},
 ]
 ASIDE = {"settings", "embedded"}
