@@ -14,6 +14,7 @@ from typing import NoReturn, ParamSpec, TypeVar, get_args
 
 import click
 import pydantic
+from pydantic_settings import SettingsError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
@@ -30,12 +31,14 @@ from somabrain_dagster.operations.summary import ImportSummary, Progress
 from somabrain_dagster.serving.run import serve as serve_http
 from somabrain_dagster.settings import Settings
 from somabrain_dagster.store import audit, keys
-from somabrain_dagster.store.adaptation import UnknownTenant, create_tenants, read_states
+from somabrain_dagster.store.adaptation import InvalidTenant, UnknownTenant, create_tenants, read_states
 from somabrain_dagster.store.cache import SnapshotCache
 from somabrain_dagster.store.database import Database, DatabaseUnreachable
 from somabrain_dagster.store.verification import Verification, verify
 
-console = Console(width=None if sys.stdout.isatty() else 120)
+console = Console()
+if console.width < 110:
+    console.width = 110  # a row of ten weights, which a narrower terminal wraps and does not cut
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -58,6 +61,7 @@ def explained(command: Callable[P, R]) -> Callable[P, R]:
             EmbeddedServerError,
             EmbeddingError,
             InvalidConfiguration,
+            InvalidTenant,
             UnknownTenant,
             keys.TooManyKeys,
             keys.UnknownKey,
@@ -65,10 +69,20 @@ def explained(command: Callable[P, R]) -> Callable[P, R]:
             fail(str(error))
         except DatabaseUnreachable as error:
             fail(f"Postgres cannot be reached: {error}\n`somabrain status` says which servers run.")
-        except pydantic.ValidationError as error:
-            fail(f"a SOMABRAIN_* variable is wrong:\n{error}")
+        except (pydantic.ValidationError, SettingsError) as error:
+            fail(wrong_settings(error))
 
     return run
+
+
+def wrong_settings(error: pydantic.ValidationError | SettingsError) -> str:
+    """Which variables are wrong, and why."""
+    if isinstance(error, SettingsError):
+        field = str(error).split('"')[1]
+        return f"SOMABRAIN_{field.upper()} must be JSON"
+    return "\n".join(
+        f"SOMABRAIN_{'_'.join(map(str, detail['loc'])).upper()}: {detail['msg']}" for detail in error.errors()
+    )
 
 
 @contextmanager
@@ -227,7 +241,7 @@ def ui(port: int, service_port: int) -> None:
 @main.command()
 @explained
 def env() -> None:
-    """Print the variables that Dagster's own programs need: eval "$(somabrain env)"."""
+    """Start the servers and print what Dagster's own programs need: eval "$(somabrain env)"."""
     settings = Settings()
     for name, value in dagster_home.prepare(settings, servers.start(settings)).items():
         click.echo(f"export {name}={shlex.quote(value)}")
@@ -252,12 +266,13 @@ def tenant_create(tenants: tuple[str, ...]) -> None:
 
 
 @tenant.command("list")
+@click.argument("tenants", nargs=-1)
 @click.option("--most", default=50, show_default=True, help="How many tenants to show.")
 @explained
-def tenant_list(most: int) -> None:
-    """Show tenants with their weights, the most changed first."""
+def tenant_list(tenants: tuple[str, ...], most: int) -> None:
+    """Show tenants with their weights, the most changed first; all of them if none is named."""
     with opened(Settings()) as (database, _), database.as_operator() as connection:
-        states = read_states(connection)
+        states = read_states(connection, tenants or None)
     table = Table(box=None)
     table.add_column("tenant")
     table.add_column("version", justify="right")
@@ -268,7 +283,7 @@ def tenant_list(most: int) -> None:
         table.add_row(state.tenant_id, f"{state.version:,}", *units)
     console.print(table)
     if len(states) > most:
-        console.print(f"… and {len(states) - most:,} more")
+        console.print(f"… and {len(states) - most:,} more: `--most` shows them")
 
 
 @main.command()
@@ -362,7 +377,7 @@ def import_chitchat(tenants: int) -> None:
 REJECTS = click.option(
     "--rejects",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Where refused lines go, with number and reason.  [default: FILE.rejects.jsonl]",
+    help="Where refused lines go, with number and reason.  [default: beside FILE]",
 )
 CREATE_TENANTS = click.option("--create-tenants", is_flag=True, help="Create tenants that do not exist yet.")
 FILE = click.argument("file", type=click.Path(path_type=Path))
@@ -381,7 +396,7 @@ def import_memories(file: Path, rejects: Path | None, create_tenants: bool) -> N
             database,
             settings.learning_configuration,
             file,
-            rejects or beside(file),
+            rejects or beside(file, "memories"),
             progress,
             create_tenants=create_tenants,
         )
@@ -401,7 +416,7 @@ def import_feedback(file: Path, rejects: Path | None, create_tenants: bool) -> N
             database,
             settings.learning_configuration,
             file,
-            rejects or beside(file),
+            rejects or beside(file, "feedback"),
             progress,
             create_tenants=create_tenants,
             snapshots=snapshots,
@@ -409,9 +424,9 @@ def import_feedback(file: Path, rejects: Path | None, create_tenants: bool) -> N
     finish(summary)
 
 
-def beside(file: Path) -> Path:
+def beside(file: Path, what: str) -> Path:
     """Where the rejects of a file go if nobody says."""
-    return file.with_name(f"{file.name}.rejects.jsonl")
+    return file.with_name(f"{file.name}.{what}-rejects.jsonl")
 
 
 def finish(summary: ImportSummary) -> None:

@@ -165,6 +165,24 @@ def test_a_position_that_failed_is_not_tried_again_until_more_lands(chain: Chain
     assert chain.follow(again).success
 
 
+def test_a_run_that_was_interrupted_is_repeated_but_not_for_ever(
+    chain: Chain, instance: dg.DagsterInstance
+) -> None:
+    landed(chain.database, [said(new_tenant(chain.database))])
+    keys = set()
+    for _ in range(3):
+        (request,) = chain.tick().requests
+        keys.add(request.run_key)
+        # As a worker leaves its run that is killed between two steps.
+        instance.create_run_for_job(
+            chain.definitions.resolve_job_def(LEARNING_CHAIN),
+            tags=dict(request.tags),
+            status=dg.DagsterRunStatus.FAILURE,
+        )
+    assert len(keys) == 3, "a key that was used would be ignored by the daemon"
+    assert chain.tick().skipped.startswith(f"position {chain.position} had its run ")
+
+
 def test_a_run_under_way_is_not_joined_by_another(chain: Chain, instance: dg.DagsterInstance) -> None:
     landed(chain.database, [said(new_tenant(chain.database))])
     (request,) = chain.tick().requests

@@ -91,12 +91,12 @@ def start(settings: Settings) -> Servers:
 def stop(settings: Settings, leaving: Collection[str] = ()) -> list[str]:
     """Stop the embedded servers of this home, except those to leave, and name those that ran.
 
-    Servers by URL are left alone.
+    They are stopped even where the settings name their URLs, as `somabrain env` does; others are left alone.
     """
     stopped = []
-    if settings.database_url is None and POSTGRES not in leaving and stop_postgres(settings.home):
+    if POSTGRES not in leaving and stop_postgres(settings.home):
         stopped.append(POSTGRES)
-    if settings.redis_url is None and REDIS not in leaving and stop_valkey(settings.home):
+    if REDIS not in leaving and stop_valkey(settings.home):
         stopped.append(REDIS)
     return stopped
 

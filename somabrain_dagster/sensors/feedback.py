@@ -12,6 +12,10 @@ from somabrain_dagster.store.positions import ADAPTATION_STATE, position, read_h
 POSITION_TAG = "somabrain/position"
 FIRST_DAY_TAG = "dagster/asset_partition_range_start"
 LAST_DAY_TAG = "dagster/asset_partition_range_end"
+INTERRUPTED = "DagsterExecutionInterruptedError"
+MOST_RUNS = 3
+"""Of one position: a run that was interrupted is repeated, but not for ever."""
+
 UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -66,8 +70,10 @@ def feedback_landed_sensor(settings: Settings, days: dg.DailyPartitionsDefinitio
             )
         # The days as well: one that was still to come when an event landed may have come since.
         tags = {POSITION_TAG: here, **_span(unseen)}
-        earlier = context.instance.get_runs(dg.RunsFilter(job_name=LEARNING_CHAIN, tags=tags), limit=1)
-        if earlier:
+        earlier = context.instance.get_runs(
+            dg.RunsFilter(job_name=LEARNING_CHAIN, tags=tags), limit=MOST_RUNS
+        )
+        if len(earlier) == MOST_RUNS or any(_failed_by_itself(context.instance, run) for run in earlier):
             return _skip(
                 f"position {here} had its run {earlier[0].run_id}, which ended as "
                 f"{earlier[0].status.value.lower()}: it is not repeated; see why, and re-execute it, or wait "
@@ -80,7 +86,7 @@ def feedback_landed_sensor(settings: Settings, days: dg.DailyPartitionsDefinitio
             _outside(unseen, settings),
         )
         request = dg.RunRequest(
-            run_key=" ".join(tags.values()),
+            run_key=" ".join((*tags.values(), *(run.run_id for run in earlier))),
             tags=tags,
             # Without new days there is nothing to aggregate, and only the weights are proven.
             asset_selection=PROOF if unseen.first is None else None,
@@ -88,6 +94,15 @@ def feedback_landed_sensor(settings: Settings, days: dg.DailyPartitionsDefinitio
         return dg.SensorResult(run_requests=[request], cursor=here)
 
     return feedback_landed
+
+
+def _failed_by_itself(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Whether a run ended as it would end again; one that was interrupted, or lost its process, would not."""
+    if run.status is not dg.DagsterRunStatus.FAILURE:
+        return True
+    failures = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
+    errors = [entry.dagster_event.step_failure_data.error for entry in failures if entry.dagster_event]
+    return any(error is not None and error.cls_name != INTERRUPTED for error in errors)
 
 
 def _skip(reason: str) -> dg.SensorResult:

@@ -1,5 +1,6 @@
 """Tenants, their adaptation states, and the configurations that their changes name."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,7 +14,12 @@ from somabrain_dagster.learning.neuromodulators import RewardState
 from somabrain_dagster.learning.weights import Nanos, by_name
 from somabrain_dagster.store.canonical import canonical_json
 from somabrain_dagster.store.database import Connection
+from somabrain_dagster.store.feedback_contract import TENANT_PATTERN
 from somabrain_dagster.store.weight_log import START_HASH, WeightChange, as_recordset, chained, insert_changes
+
+
+class InvalidTenant(ValueError):
+    """A name that no tenant can have; the message says what names are."""
 
 
 class UnknownTenant(LookupError):
@@ -160,8 +166,15 @@ def create_tenants(
         Those that were created.
 
     Raises:
+        InvalidTenant: a name is not one.
         InvalidConfiguration: the overrides cannot be.
     """
+    for tenant_id in tenants:
+        if not re.search(TENANT_PATTERN, tenant_id):
+            raise InvalidTenant(
+                f"{tenant_id!r} cannot be a tenant's name: one has 1 to 63 of a-z, 0-9, '.', '_' and '-', "
+                "and begins with a letter or a digit"
+            )
     own = configuration.overridden(overrides or {})
     created = [
         row[0]
