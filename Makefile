@@ -18,7 +18,7 @@ demo: install ## Import 100 people's real conversations, materialise everything,
 
 up: export SOMABRAIN_SENSOR_INTERVAL_SECONDS ?= 5
 up: export SOMABRAIN_AUTOPILOT ?= 1
-up: install ## Open Dagster's UI with its daemon; Ctrl-C stops everything.
+up: install ## Open Dagster's UI with its daemon, and the service; Ctrl-C stops what it started.
 	@$(BIN)/somabrain ui
 
 down: install ## Stop the embedded servers.

@@ -186,7 +186,7 @@ def demo() -> None:
     show_verification(verification)
     console.print("\n[bold]Where things are[/]")
     console.print("the UI      `make up` opens it at http://127.0.0.1:3000", highlight=False)
-    console.print("the servers `somabrain status`; `make down` stops them", highlight=False)
+    console.print("the servers go on running: `make status`, and `make down` stops them", highlight=False)
     console.print(f"the files   {settings.home}", highlight=False, soft_wrap=True)
     if verification.findings:
         sys.exit(1)
@@ -215,7 +215,9 @@ def ui(port: int, service_port: int) -> None:
         if dagster_home.wait_until_healthy(url, stopping):
             console.print(f"[bold]Dagster's UI: {url}/asset-groups[/]", highlight=False)
             console.print(f"[bold]the service:  {service_url}/docs[/]", highlight=False)
-            console.print("a key for it: `somabrain key create TENANT`; Ctrl-C stops everything")
+            console.print(
+                "a key for it: .venv/bin/somabrain key create TENANT; Ctrl-C stops what this started"
+            )
 
     try:
         ended = processes.run_together(

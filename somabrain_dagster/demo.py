@@ -58,6 +58,7 @@ def materialise(settings: Settings, running: servers.Servers) -> str:
             context = dg.build_sensor_context(
                 instance=instance, resources={"brain": Brain(settings, database, snapshots)}
             )
+            context.log.setLevel(logging.WARNING)
             seen = definitions.get_repository_def().get_sensor_def("feedback_landed")(context)
         finally:
             snapshots.close()
