@@ -23,7 +23,7 @@ CREATE TABLE feature_scales (
 COMMENT ON TABLE feature_scales IS
     'What each feature is divided by, in the order of the registry; a version never changes.';
 INSERT INTO feature_scales (version, registry_version, scales, half_life_seconds, measured_from) VALUES
-    (1, 1, '{1, 1, 1, 1, 1, 1}', 3600, 'BYU Chit-Chat');
+    (1, 1, '{1, 1, 1, 1, 1, 1}', 3600, 'nothing: each value as it is');
 
 -- One model a tenant: the foreign key of memories below refuses a second one, and refuses to change the first
 -- while there are vectors of it.
