@@ -1,5 +1,7 @@
 """Recall: what it sees, in which order, why, and the log of it from which feedback learns."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -374,6 +376,36 @@ def test_every_recall_is_logged_as_it_was_made(life: Life) -> None:
     assert (row["governed_margin"], row["cleanup_backend"]) == (recall.governed_margin, "exact")
     assert (row["arm"], row["noradrenaline"], row["acetylcholine"]) == (None, None, None)
     assert (row["recalled"], row["repeated"]) == (None, None)
+
+
+def waits_for(database: Database, pid: int) -> bool:
+    """Whether anybody waits for a lock of this server process. One look at activity lasts a transaction."""
+    with database.as_owner() as connection:
+        blocked = "SELECT FROM pg_stat_activity WHERE %s = ANY (pg_blocking_pids(pid))"
+        return connection.execute(blocked, (pid,)).rowcount > 0
+
+
+def test_what_is_forgotten_while_it_is_recalled_is_left_out(
+    shared_database: Database, minilm: Embedder
+) -> None:
+    """The recall waits, between finding its memories and reading them, for the lock of its tenant's state."""
+    memories, tenant = room(shared_database, minilm, tau_adaptation=True), new_tenant(shared_database)
+    ids = remember(memories, tenant, SAID[:5])
+    with ThreadPoolExecutor(1) as pool:
+        with shared_database.as_tenants([tenant]) as holder:
+            holder.execute("SELECT FROM adaptation_states WHERE tenant_id = %s FOR UPDATE", (tenant,))
+            (pid,) = holder.execute("SELECT pg_backend_pid()").fetchone() or (0,)
+            recalling = pool.submit(memories.recall, Query(tenant_id=tenant, text=QUESTION))
+            give_up = time.monotonic() + 10
+            while not waits_for(shared_database, pid):
+                assert not recalling.done()
+                assert time.monotonic() < give_up
+                time.sleep(0.01)
+            with shared_database.as_tenants([tenant]) as forgetter:
+                forgetter.execute("DELETE FROM memories WHERE memory_id = %s", (ids[2],))
+        recall = recalling.result()
+    assert {hit.memory_id for hit in recall.hits} == set(ids) - {ids[2]}
+    assert set(logged(shared_database, tenant, recall.recall_id)["hits"]) == set(ids)
 
 
 @pytest.mark.parametrize("steers", [False, True])

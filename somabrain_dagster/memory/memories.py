@@ -283,6 +283,7 @@ class Memories:
             hits=tuple(
                 hit(considered, position, weights, bodies[memory_id], backend)
                 for position, memory_id in zip(positions.tolist(), hits, strict=True)
+                if memory_id in bodies  # or it was forgotten while it was being recalled
             ),
             candidates=len(considered.memory_ids),
             governed_margin=log.governed_margin,
