@@ -12,6 +12,7 @@ import dagster as dg
 
 from somabrain_dagster.assets.adaptation import adaptation_state
 from somabrain_dagster.assets.ann_index import ann_index
+from somabrain_dagster.assets.enhancement import enhancement_report
 from somabrain_dagster.assets.feedback import feedback_daily_asset
 from somabrain_dagster.assets.landed import landed_assets
 from somabrain_dagster.checks.following import state_follows_what_landed
@@ -41,6 +42,7 @@ def build_definitions(
             feedback_daily_asset(days, settings.first_day),
             adaptation_state,
             ann_index,
+            enhancement_report,
         ],
         asset_checks=[state_follows_what_landed(settings)],
         jobs=[learning_chain, index_rebuild],

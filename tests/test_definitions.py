@@ -33,6 +33,7 @@ ASSETS = {
     "feedback_daily": ("learning", {"postgres"}, {"feedback_events"}),
     "adaptation_state": ("learning", {"postgres", "numpy"}, {"feedback_events", "recalls"}),
     "ann_index": ("operations", {"postgres"}, {"memories"}),
+    "enhancement_report": ("evaluation", {"postgres", "numpy"}, set()),
 }
 OBSERVED = {"feedback_events", "memories", "recalls", "token_usage"}
 CHECKS = {
@@ -45,8 +46,9 @@ CHECKS = {
     ("adaptation_state", "state_follows_what_landed"): False,
     ("ann_index", "recall_at_10"): True,
 }
+BY_HAND = {"enhancement_report"}
 BY_CALENDAR = {"ann_index"}
-JOBS = {"learning_chain": set(ASSETS) - BY_CALENDAR, "index_rebuild": BY_CALENDAR}
+JOBS = {"learning_chain": set(ASSETS) - BY_HAND - BY_CALENDAR, "index_rebuild": BY_CALENDAR}
 SCHEDULES = {"weekly_index_rebuild": ("index_rebuild", "0 3 * * 0", "UTC")}
 SENSORS = {"feedback_landed": {"learning_chain"}, "run_failure": set()}
 

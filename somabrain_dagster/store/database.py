@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit, urlunsplit
@@ -95,8 +95,9 @@ class Database:
 
         Args:
             tenants: their names.
-            keep_plans: prepare the statements and keep their plans, those of the checks of foreign keys too.
-                Only for statements that find every row by its whole key: no tenant's plan misleads another's.
+            keep_plans: prepare the statements and keep their plans, those of the checks of foreign keys too,
+                and send them in a pipeline. Only for statements that find every row by its whole key: no
+                tenant's plan misleads another's.
 
         Raises:
             ValueError: a name has a comma, which would make two tenants of it.
@@ -105,13 +106,14 @@ class Database:
             raise ValueError(f"no tenant's name has a comma: {tenants}")
         with self._pool.connection() as connection:
             connection.prepare_threshold = 0 if keep_plans else None
-            connection.execute(
-                "SELECT set_config('role', %s, true), set_config('app.tenants', %s, true), "
-                "set_config('plan_cache_mode', %s, true)",
-                (TENANT_ROLE, ",".join(tenants), "auto" if keep_plans else "force_custom_plan"),
-            )
             try:
-                yield connection
+                with connection.pipeline() if keep_plans else nullcontext():
+                    connection.execute(
+                        "SELECT set_config('role', %s, true), set_config('app.tenants', %s, true), "
+                        "set_config('plan_cache_mode', %s, true)",
+                        (TENANT_ROLE, ",".join(tenants), "auto" if keep_plans else "force_custom_plan"),
+                    )
+                    yield connection
             finally:
                 connection.prepare_threshold = None
 

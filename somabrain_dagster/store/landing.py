@@ -169,16 +169,15 @@ def _land_together(
     keyed = [(feedback.tenant_id, feedback.idempotency_key) for feedback in batch if feedback.idempotency_key]
     about = {(feedback.tenant_id, feedback.recall_id) for feedback in batch if feedback.recall_id is not None}
     with database.as_tenants(names, keep_plans=True) as connection:
-        with connection.pipeline():
-            locked = connection.execute(
-                f"SELECT {STATE_COLUMNS}, t.overrides::text, now() "  # noqa: S608 — the columns are a constant
-                "FROM adaptation_states s JOIN tenants t USING (tenant_id) "
-                "WHERE s.tenant_id = ANY (%s) ORDER BY s.tenant_id FOR NO KEY UPDATE OF s",
-                (names,),
-                binary=True,
-            )
-            used = _find_answers(connection, keyed) if keyed else ()
-            named = _find_recalls(connection, about) if about else ()
+        locked = connection.execute(
+            f"SELECT {STATE_COLUMNS}, t.overrides::text, now() "  # noqa: S608 — the columns are a constant
+            "FROM adaptation_states s JOIN tenants t USING (tenant_id) "
+            "WHERE s.tenant_id = ANY (%s) ORDER BY s.tenant_id FOR NO KEY UPDATE OF s",
+            (names,),
+            binary=True,
+        )
+        used = _find_answers(connection, keyed) if keyed else ()
+        named = _find_recalls(connection, about) if about else ()
         rows = locked.fetchall()
         tenants, misconfigured = _configured(rows, configuration)
         answers = {
