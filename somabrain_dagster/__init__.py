@@ -1,3 +1,3 @@
-"""SomaBrain's learning-operations platform: from feedback to promoted weights and corpora, as Dagster assets."""
+"""SomaBrain's learning-operations platform: from feedback to promoted weights and corpora, in Dagster."""
 
 __version__ = "0.1.0"

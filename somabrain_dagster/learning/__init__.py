@@ -1,1 +1,1 @@
-"""The mathematics: pure functions on numpy arrays and small frozen dataclasses; no I/O, no clock, no Dagster."""
+"""The mathematics: pure functions on numpy arrays and frozen dataclasses; no I/O, no clock, no Dagster."""
