@@ -2,8 +2,8 @@
 
     python -m benchmarks.load 127.0.0.1 8400 requests.bin --clients 8 --seconds 5
 
-`requests.bin` holds whole HTTP/1.1 requests, each preceded by its length in four bytes; the clients take them in
-turn, from the beginning again when they are through. Prints one line of JSON.
+`requests.bin` holds whole HTTP/1.1 requests, each preceded by its length in four bytes; the clients take them
+in turn, from the beginning again when they are through. Prints one line of JSON.
 """
 
 import argparse
@@ -127,7 +127,9 @@ def load(
     """Load a server and say what came back."""
     tally = uvloop.run(_load(host, port, requests, clients, warm, seconds))
     latencies = np.array(tally.latencies)
-    p50, p95, p99 = (np.quantile(latencies, [0.5, 0.95, 0.99]) * 1000).tolist() if len(latencies) else (0, 0, 0)
+    p50, p95, p99 = (
+        (np.quantile(latencies, [0.5, 0.95, 0.99]) * 1000).tolist() if len(latencies) else (0, 0, 0)
+    )
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return {
         "clients": clients,

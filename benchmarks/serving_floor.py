@@ -1,8 +1,8 @@
 """The floor that the service is measured against: the same framework, doing as little as can be.
 
-`GET /hello` answers a constant. `POST /bare` decodes the same feedback, puts it in the same kind of queue, and one
-thread inserts whatever waits by one multi-row INSERT and COMMIT into one table without indexes but its key; it is
-answered after the commit.
+`GET /hello` answers a constant. `POST /bare` decodes the same feedback and puts it in the same kind of queue;
+one thread inserts whatever waits by one multi-row INSERT and COMMIT into a table with its key alone, and
+it is answered after the commit.
 
     python -m benchmarks.serving_floor DATABASE_URL PORT
 """
@@ -52,8 +52,8 @@ class Committer:
                     break
             bodies = [msgspec.json.encode(feedback).decode() for feedback, _ in batch]
             rows = self._connection.execute(
-                "INSERT INTO bare (tenant_id, body) SELECT t, b::jsonb FROM unnest(%s::text[], %s::text[]) AS r (t, b) "
-                "RETURNING id",
+                "INSERT INTO bare (tenant_id, body) SELECT t, b::jsonb "
+                "FROM unnest(%s::text[], %s::text[]) AS r (t, b) RETURNING id",
                 ([feedback.tenant_id for feedback, _ in batch], bodies),
             ).fetchall()
             self._loop.call_soon_threadsafe(self._answer, batch, [row[0] for row in rows])

@@ -1,0 +1,267 @@
+"""The service against its floor and its peers: `python -m benchmarks.serving [--no-peers] [--seconds 5]`.
+
+The load comes from a second process. The feedback is real: people's ratings of their conversations (BYU
+Chit-Chat), as the import lands it. All of it is durable: fsync and synchronous_commit are read back from the
+server. The floor is the same framework doing as little as can be: a constant answer, and the same feedback
+put by one multi-row INSERT and COMMIT a batch into one bare table. Writes reports/bench-serving.json.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psycopg
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import peers
+from benchmarks.load import request, write_requests
+from somabrain_dagster.embedded import (
+    ensure_database,
+    start_postgres,
+    start_valkey,
+    stop_postgres,
+    stop_valkey,
+)
+from somabrain_dagster.learning.configuration import LearningConfiguration
+from somabrain_dagster.operations.chitchat import read_chitchat
+from somabrain_dagster.store.adaptation import create_tenants
+from somabrain_dagster.store.database import Database
+from somabrain_dagster.store.keys import create_key
+from somabrain_dagster.store.schema import migrate
+from somabrain_dagster.store.verification import verify
+
+REPORT = Path("reports/bench-serving.json")
+CLIENTS = (8, 32)
+SERVICE, FLOOR, PEER = 8461, 8462, 8463
+JSON = {"content-type": "application/json"}
+
+
+@contextmanager
+def program(command: Sequence[str], url: str, log: Path, variables: dict[str, str]) -> Iterator[None]:
+    """A program of ours until the end of the block, once its URL answers."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, *command], env=os.environ | variables, stdout=output, stderr=output
+        )
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                with urllib.request.urlopen(url, timeout=2):
+                    break
+            except OSError:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"{command} did not start: {log.read_text()[-500:]}") from None
+                time.sleep(0.1)
+        yield
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def measured(
+    name: str, port: int, requests: Sequence[bytes], seconds: float, place: Path
+) -> list[dict[str, Any]]:
+    """What a second process sees of a contender, at each number of clients."""
+    path = place / "requests.bin"
+    write_requests(path, requests)
+    rows = []
+    for clients in CLIENTS:
+        command = [sys.executable, "-m", "benchmarks.load", "127.0.0.1", str(port), str(path)]
+        options = ["--clients", str(clients), "--warm", "1.5", "--seconds", str(seconds)]
+        done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=300, check=False)
+        if done.returncode:
+            raise RuntimeError(f"the load on {name} failed: {done.stderr[-500:]}")
+        row = {"contender": name, **json.loads(done.stdout)}
+        if any(int(status) >= 400 for status in row["statuses"]):
+            raise RuntimeError(f"{name} refused: {row['statuses']}, {row['failure']}")
+        rows.append(row)
+        print(f"{name}, {clients} clients: {row['rps']:,.0f}/s, p95 {row['p95_ms']} ms", flush=True)
+    return rows
+
+
+def feedback_requests(keys: dict[str, str], path: str) -> list[bytes]:
+    """Real ratings as requests, in the order of the data, without the keys by which they land only once."""
+    requests = []
+    for feedback in read_chitchat(100).feedback:
+        body = msgspec.to_builtins(feedback)
+        body.pop("idempotency_key", None)
+        headers = JSON | {"authorization": f"Bearer {keys[feedback.tenant_id]}"}
+        requests.append(request("POST", path, headers, msgspec.json.encode(body)))
+    return requests
+
+
+def durability(database: Database) -> dict[str, str]:
+    """What makes an answer durable, as the server has it."""
+    with database.as_owner() as connection:
+        names = ("fsync", "synchronous_commit", "wal_sync_method", "full_page_writes", "server_version")
+        return {
+            name: str((connection.execute("SELECT current_setting(%s)", (name,)).fetchone() or ("",))[0])
+            for name in names
+        }
+
+
+def bare_commits(url: str) -> float:
+    """How many INSERT + COMMIT a second one connection does here: how fast this disk is."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("CREATE TABLE IF NOT EXISTS one (id bigserial PRIMARY KEY, body text)")
+        began = time.perf_counter()
+        for _ in range(300):
+            connection.execute("INSERT INTO one (body) VALUES ('x')")
+        return 300 / (time.perf_counter() - began)
+
+
+Peer = Callable[[], AbstractContextManager[list[bytes]]]
+
+
+def run(seconds: float, with_peers: bool, place: Path) -> dict[str, Any]:
+    """Measure every contender and return the report."""
+    postgres = start_postgres(place)
+    valkey = start_valkey(place)
+    ensure_database(postgres, "brain")
+    ensure_database(postgres, "floor")
+    migrate(postgres.url("brain"))
+    configuration = LearningConfiguration()
+    tenants = read_chitchat(100).tenants
+    with Database(postgres.url("brain")) as database:
+        with database.as_operator() as connection:
+            create_tenants(connection, tenants, configuration)
+            keys = {name: create_key(connection, name, "tenant", "benchmark") for name in tenants}
+        settings = durability(database)
+    commits = [bare_commits(postgres.url("floor"))]
+    variables = {
+        "SOMABRAIN_DATABASE_URL": postgres.url("brain"),
+        "SOMABRAIN_DAGSTER_DATABASE_URL": postgres.url("brain"),
+        "SOMABRAIN_REDIS_URL": valkey.url,
+    }
+    log = place / "log"
+    rows: list[dict[str, Any]] = []
+    skipped: dict[str, str] = {}
+    # The floor is measured before and after: a machine that others use too is not the same all the time.
+    floor = ["-m", "benchmarks.serving_floor", postgres.url("floor"), str(FLOOR)]
+    with program(floor, f"http://127.0.0.1:{FLOOR}/hello", log, {}):
+        hello = [request("GET", "/hello", JSON)]
+        bare = feedback_requests(keys, "/bare")
+        service = ["-m", "somabrain_dagster.serving", "--port", str(SERVICE)]
+        with program(service, f"http://127.0.0.1:{SERVICE}/healthz", log, variables):
+            reads = [
+                request("GET", "/context/adaptation/state", {"authorization": f"Bearer {key}"})
+                for key in keys.values()
+            ]
+            rows += measured("hello", FLOOR, hello, seconds, place)
+            rows += measured("service: state", SERVICE, reads, seconds, place)
+            rows += measured("bare INSERT+COMMIT", FLOOR, bare, seconds, place)
+            landing = feedback_requests(keys, "/context/feedback")
+            rows += measured("service: feedback", SERVICE, landing, seconds, place)
+            rows += measured("bare INSERT+COMMIT, again", FLOOR, bare, seconds, place)
+    commits.append(bare_commits(postgres.url("floor")))
+    with Database(postgres.url("brain")) as database, database.snapshot() as connection:
+        verification = verify(connection)
+    admin = postgres.admin_url()
+    contenders: dict[str, Peer] = {
+        "MLflow": lambda: peers.mlflow(admin, PEER, tuned=False),
+        "MLflow, tuned": lambda: peers.mlflow(admin, PEER, tuned=True),
+        "Feast": lambda: peers.feast(admin, PEER, tuned=False),
+        "Feast, tuned": lambda: peers.feast(admin, PEER, tuned=True),
+    }
+    for name, contender in contenders.items() if with_peers else ():
+        try:
+            with contender() as asked:
+                rows += measured(name, PEER, asked, seconds, place)
+        except (peers.PeerMissing, RuntimeError, OSError) as error:
+            skipped[name] = str(error)
+            print(f"{name} left out: {error}", flush=True)
+    return {
+        "seconds": seconds,
+        "durability": settings,
+        "commits_per_second_of_one_connection": [round(value) for value in commits],
+        "contenders": rows,
+        "ratios": ratios(rows),
+        "left_out": skipped,
+        "changes_verified": len(verification.log.causes),
+        "findings": [str(finding) for finding in verification.findings],
+    }
+
+
+def ratios(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The service's throughput over that of its floor and of each peer."""
+    found = {(row["contender"], row["clients"]): row for row in rows}
+    wanted = []
+    for clients in CLIENTS:
+        feedback = found["service: feedback", clients]
+        floors = [found[name, clients]["rps"] for name in ("bare INSERT+COMMIT", "bare INSERT+COMMIT, again")]
+        wanted.append(
+            {
+                "clients": clients,
+                "feedback_over_bare": round(feedback["rps"] / (sum(floors) / len(floors)), 3),
+                "feedback_p95_ms": feedback["p95_ms"],
+                "state_over_hello": round(
+                    found["service: state", clients]["rps"] / found["hello", clients]["rps"], 3
+                ),
+                **{
+                    f"feedback_over_{name}": round(feedback["rps"] / found[name, clients]["rps"], 1)
+                    for name, at in found
+                    if at == clients and name.startswith(("MLflow", "Feast"))
+                },
+            }
+        )
+    return wanted
+
+
+def show(report: dict[str, Any]) -> None:
+    """The table for a person."""
+    console = Console()
+    table = Table(box=None)
+    for heading in ("contender", "clients", "requests", "requests/s", "p50 ms", "p95 ms", "p99 ms"):
+        table.add_column(heading, justify="left" if heading == "contender" else "right")
+    for row in report["contenders"]:
+        table.add_row(
+            row["contender"],
+            str(row["clients"]),
+            f"{row['requests']:,}",
+            f"{row['rps']:,.0f}",
+            *(f"{row[name]:.2f}" for name in ("p50_ms", "p95_ms", "p99_ms")),
+        )
+    console.print(table)
+    for row in report["ratios"]:
+        console.print(row)
+    console.print(
+        report["durability"], "commits/s of one connection", report["commits_per_second_of_one_connection"]
+    )
+    console.print(f"{report['changes_verified']:,} changes derived again, {len(report['findings'])} findings")
+
+
+def main() -> None:
+    """Measure, print the table and write the report."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--no-peers", action="store_true")
+    given = parser.parse_args()
+    place = Path(tempfile.mkdtemp(prefix="somabrain-bench-", dir="/var/tmp"))
+    place.chmod(0o711)
+    try:
+        report = run(given.seconds, not given.no_peers, place)
+    finally:
+        stop_valkey(place)
+        stop_postgres(place)
+        shutil.rmtree(place, ignore_errors=True)
+    REPORT.parent.mkdir(exist_ok=True)
+    REPORT.write_text(json.dumps(report, indent=2) + "\n")
+    show(report)
+    print(f"written to {REPORT}")
+
+
+if __name__ == "__main__":
+    main()
