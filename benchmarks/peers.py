@@ -185,7 +185,7 @@ online_store:
   user: {user}
   password: "{password}"
   sslmode: disable
-entity_key_serialization_version: 3
+{pool}entity_key_serialization_version: 3
 """
 
 _FEAST_DEFINITIONS = """
@@ -219,6 +219,7 @@ def feast(admin_url: str, port: int, *, tuned: bool) -> Iterator[list[bytes]]:
             database=parts.path.removeprefix("/"),
             user=parts.username,
             password=parts.password,
+            pool="  conn_type: pool\n  min_conn: 2\n  max_conn: 16\n" if tuned else "",
         )
     )
     (directory / "definitions.py").write_text(_FEAST_DEFINITIONS)

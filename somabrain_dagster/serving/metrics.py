@@ -148,6 +148,10 @@ class Metrics:
         """Count a recall."""
         self.ann_backend.labels(self.label(tenant_id), backend).inc()
 
+    def rebuilt(self, outcome: str) -> None:
+        """Count a rebuild of an index."""
+        self.ann_rebuild.labels(outcome).inc()
+
     async def keep_watching(self) -> None:
         """Set the gauges of this process, for as long as the service runs."""
         while True:

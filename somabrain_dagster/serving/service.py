@@ -76,31 +76,40 @@ class Service:
             self._lost,
         )
         self._workers = ThreadPoolExecutor(MEMORY_THREADS, "memory")
+        self._background: set[asyncio.Task[None]] = set()
         self._tasks: list[asyncio.Task[None]] = []
 
     @cached_property
-    def memories(self) -> Memories:
-        """The memories of all tenants; the first who asks waits for the embedding model."""
+    def embedder(self) -> Embedder:
+        """Makes the vectors of memories and questions; the first who asks waits for the model."""
         settings = self.settings
-        embedder: Embedder
         if settings.embedding_url is None:
-            embedder = MiniLM(threads=1)
-        else:
-            assert settings.embedding_model is not None
-            assert settings.embedding_dimension is not None
-            key = settings.embedding_api_key
-            embedder = HttpEmbedder(
-                settings.embedding_url,
-                settings.embedding_model,
-                settings.embedding_dimension,
-                api_key=None if key is None else key.get_secret_value(),
-            )
-        return Memories(self.database, embedder, settings, snapshots=self.snapshots)
+            return MiniLM(threads=1)
+        assert settings.embedding_model is not None
+        assert settings.embedding_dimension is not None
+        key = settings.embedding_api_key
+        return HttpEmbedder(
+            settings.embedding_url,
+            settings.embedding_model,
+            settings.embedding_dimension,
+            api_key=None if key is None else key.get_secret_value(),
+        )
+
+    @cached_property
+    def memories(self) -> Memories:
+        """The memories of all tenants."""
+        return Memories(self.database, self.embedder, self.settings, snapshots=self.snapshots)
 
     @cached_property
     def tokens(self) -> MiniLMTokens:
         """Counts the tokens of contexts."""
         return MiniLMTokens()
+
+    def in_background(self, work: Coroutine[None, None, None]) -> None:
+        """Do work that nobody waits for; the end of the service cuts it off."""
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     async def at_work(self, work: Callable[[], Result]) -> Result:
         """Do work of memory in a thread of its own kind, so that it cannot crowd out feedback."""

@@ -286,6 +286,7 @@ def hold_neuromodulators(
         "UPDATE tenants SET overrides = %s::jsonb WHERE tenant_id = %s",
         (canonical_json(overrides).decode(), tenant_id),
     )
-    audit.record(connection, tenant_id, actor, "neuromodulators.hold", {"held": held})
+    # The state's lock before the trail's, as everywhere.
     changed = append_changes(connection, [tenant_id], configuration, lambda _state, _own: None)
+    audit.record(connection, tenant_id, actor, "neuromodulators.hold", {"held": held})
     return changed[0] if changed else read_state(connection, tenant_id)

@@ -1,5 +1,6 @@
 """Memory: remember, link, recall, assemble contexts; read, erase and export."""
 
+import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ from somabrain_dagster.learning.configuration import InvalidConfiguration
 from somabrain_dagster.learning.utility import Room
 from somabrain_dagster.memory.context import assemble_context
 from somabrain_dagster.memory.embedding import EmbeddingError
+from somabrain_dagster.memory.indexes import rebuild_all, status
 from somabrain_dagster.memory.query import InvalidQuery, Query
 from somabrain_dagster.memory.remember import NewMemory
 from somabrain_dagster.memory.vectors import InvalidEmbedding
@@ -22,6 +24,8 @@ from somabrain_dagster.serving.problems import Problem, invalid, unavailable
 from somabrain_dagster.store.embedding_models import ModelMismatch
 from somabrain_dagster.store.memories import InvalidLink, InvalidMemory, KeyReused, Link, UnknownMemory
 from somabrain_dagster.store.memory_bodies import StoredMemory, all_memories, erase_memory, read_memory
+
+_log = logging.getLogger(__name__)
 
 MOST_MEMORIES = 500
 EXPORT_CHUNK = 200
@@ -92,6 +96,12 @@ class LinkedAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """How many links are new."""
 
     linked: int
+
+
+class RebuildAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The rebuild has begun; where to look for what becomes of it."""
+
+    look_at: str
 
 
 class MemoryAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -214,6 +224,39 @@ async def erase(call: Call) -> Answer:
     return Answer(b"", HTTPStatus.NO_CONTENT)
 
 
+async def rebuild(call: Call) -> Answer:
+    """Start to rebuild the indexes of large tenants; the answer says where to look."""
+    service = call.service
+    actor = call.who.actor
+
+    def work() -> None:
+        built = rebuild_all(
+            service.database,
+            service.settings.hnsw_threshold,
+            actor=actor,
+            embedder=service.embedder,
+        )
+        for one in built:
+            service.metrics.rebuilt("sufficient" if one.proof.sufficient else "insufficient")
+
+    async def rebuilding() -> None:
+        try:
+            await service.at_work(work)
+        except Exception:  # noqa: BLE001 — nobody waits for it: it is counted and logged
+            service.metrics.rebuilt("failed")
+            _log.exception("the rebuild of the indexes failed")
+
+    service.in_background(rebuilding())
+    where = "/memory/admin/indexes"
+    return json_answer(RebuildAnswer(look_at=where), HTTPStatus.ACCEPTED, {"location": where})
+
+
+async def indexes(call: Call) -> Answer:
+    """How each tenant's memories are searched."""
+    found = await call.service.at_work(lambda: status(call.service.database))
+    return json_answer({"tenants": [asdict(one) for one in found]})
+
+
 async def export(call: Call) -> Answer:
     """All memories of a tenant, a line of JSON each."""
     tenant_id = call.about(call.query(TenantQuery).tenant_id)
@@ -312,6 +355,22 @@ OPERATIONS = (
         body={"application/json": ContextRequest},
         answers={200: dict[str, Any]},
         problems=_USUAL,
+    ),
+    Operation(
+        "POST",
+        "/memory/admin/rebuild-ann",
+        rebuild,
+        "Start to rebuild the indexes of large tenants, each proven against an exact search.",
+        scope="operator",
+        answers={202: RebuildAnswer},
+    ),
+    Operation(
+        "GET",
+        "/memory/admin/indexes",
+        indexes,
+        "How each tenant's memories are searched, and how well its index was last seen to find.",
+        scope="operator",
+        answers={200: dict[str, Any]},
     ),
     Operation(
         "GET",
