@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up down status test lint types format evidence calibration bench-serving chaos-serving first-light
+.PHONY: help install demo up down status test test-slow lint types format evidence calibration bench-serving chaos-serving first-light
 
 help: ## Say what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -27,8 +27,11 @@ down: install ## Stop the embedded servers.
 status: install ## Say which servers run.
 	@$(BIN)/somabrain status
 
-test: install ## Run the tests, on real servers.
-	@$(BIN)/pytest
+test: install ## Run the tests, on real servers; not those that are marked slow.
+	@$(BIN)/pytest -m "not slow"
+
+test-slow: install ## The long proofs among the tests: the service fuzzed, its servers killed.
+	@$(BIN)/pytest -m slow
 
 lint: install ## Check style and format.
 	@$(BIN)/ruff check .

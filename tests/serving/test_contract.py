@@ -13,6 +13,8 @@ from somabrain_dagster.serving.openapi import document
 from somabrain_dagster.settings import Settings
 from tests.serving.running import Running
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = 25
 
 OPERATIONS = operations_of(Settings())

@@ -32,6 +32,8 @@ from somabrain_dagster.store.verification import verify
 from tests.serving.conftest import QUICK
 from tests.serving.running import Running, running, until
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass
 class Own:
