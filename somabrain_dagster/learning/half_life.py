@@ -1,7 +1,8 @@
 """Which half-life of recency fits what was chosen: a profile over a few, each with weights of its own.
 
 A half-life changes what the feature of recency is, not how much it weighs, so it is no weight: one that is
-chosen belongs into a new version of the scales.
+chosen belongs into a new version of the scales. All of them are measured anew with it: a bound on a weight
+means the same for each feature only if each is divided by its own spread.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import numpy as np
 from somabrain_dagster.learning.choices import Choices, Integers
 from somabrain_dagster.learning.features import FEATURES, Floats
 from somabrain_dagster.learning.optimizer import Fit, fit
-from somabrain_dagster.learning.policy import pooled_scales
+from somabrain_dagster.learning.policy import pooled_scales, scaled
 
 HALF_LIVES = (60.0, 600.0, 3600.0, 86_400.0, 604_800.0)
 """A minute, ten minutes, an hour, a day, a week; in seconds."""
@@ -26,39 +27,51 @@ class HalfLife:
 
     Attributes:
         seconds: the half-life.
-        scale: of the feature of recency at this half-life, > 0.
+        scales: what the features as they were logged, recency at this half-life unscaled, are divided by
+            anew, shape (F,), > 0.
         fit: the weights at it.
     """
 
     seconds: float
-    scale: float
+    scales: Floats
     fit: Fit
 
 
-def with_half_life(features: Floats, ages: Floats, half_life_seconds: float, scale: float) -> Floats:
-    """Scaled features (M, F) with recency at another half-life, from the candidates' ages in seconds (M,)."""
+def with_half_life(features: Floats, ages: Floats, half_life_seconds: float, scales: Floats) -> Floats:
+    """Features at another half-life and other scales.
+
+    Args:
+        features: as they were logged, shape (M, F).
+        ages: of the candidates, in seconds, shape (M,).
+        half_life_seconds: of recency, > 0.
+        scales: what they are divided by, recency unscaled, shape (F,).
+    """
+    return scaled(_unscaled(features, ages, half_life_seconds), scales)
+
+
+def _unscaled(features: Floats, ages: Floats, half_life_seconds: float) -> Floats:
     changed = features.copy()
-    changed[:, RECENCY] = np.exp2(-ages / half_life_seconds) / scale
+    changed[:, RECENCY] = np.exp2(-ages / half_life_seconds)
     return changed
 
 
+def measured_scales(features: Floats, ages: Floats, lengths: Integers, half_life_seconds: float) -> Floats:
+    """The scales at a half-life, shape (F,): pooled deviations within recalls of so many candidates each."""
+    changed = _unscaled(features, ages, half_life_seconds)
+    return pooled_scales(np.split(changed, np.cumsum(lengths)[:-1]))
+
+
 def at_half_life(choices: Choices, ages: Floats, half_life: HalfLife | None) -> Choices:
-    """The same choices with recency at another half-life; None leaves them as they are."""
+    """The same choices at another half-life and its scales; None leaves them as they are."""
     if half_life is None:
         return choices
     return Choices(
-        with_half_life(choices.features, ages, half_life.seconds, half_life.scale),
+        with_half_life(choices.features, ages, half_life.seconds, half_life.scales),
         choices.lengths,
         choices.chosen,
         choices.omega,
         choices.tenant,
     )
-
-
-def recency_scale(ages: Floats, lengths: Integers, half_life_seconds: float) -> float:
-    """The scale of recency: its pooled standard deviation within recalls of so many candidates each."""
-    recency = np.exp2(-ages / half_life_seconds)[:, None]
-    return float(pooled_scales(np.split(recency, np.cumsum(lengths)[:-1]))[0])
 
 
 def profile(
@@ -88,13 +101,13 @@ def profile(
     """
     tried = []
     for seconds in half_lives:
-        scale = recency_scale(ages, choices.lengths, seconds)
+        scales = measured_scales(choices.features, ages, choices.lengths, seconds)
         at = Choices(
-            with_half_life(choices.features, ages, seconds, scale),
+            with_half_life(choices.features, ages, seconds, scales),
             choices.lengths,
             choices.chosen,
             choices.omega,
             choices.tenant,
         )
-        tried.append(HalfLife(seconds, scale, fit(at, tau, start, low, high, kappa)))
+        tried.append(HalfLife(seconds, scales, fit(at, tau, start, low, high, kappa)))
     return sorted(tried, key=lambda one: -one.fit.log_likelihood)

@@ -38,9 +38,9 @@ _WHAT = {
     FAST_RULE: "each tenant's own weights in the log after its feedback landed",
     POOLED: "fitted to what the other tenants taught, within the bounds, where its gate passed",
     FIT: "the same, and the tenant's own fit from there where its gate passed",
-    POOLED_HALF_LIFE: "pooled, at the half-life of recency that fits the other tenants best",
-    FIT_HALF_LIFE: "fit, at that half-life",
-    "fit_unbounded": "what the bounds cost: others' fit at that half-life without bounds; never offered",
+    POOLED_HALF_LIFE: "pooled, at the half-life of recency that fits the others best, with measured scales",
+    FIT_HALF_LIFE: "fit, at that half-life and those scales",
+    "fit_unbounded": "what the bounds cost: the same pooled fit without bounds; never offered",
 }
 """What each policy is, in words; in the order in which a person should read them."""
 
@@ -148,7 +148,7 @@ def policies(reenacted: Sequence[Reenacted], learned: Sequence[Learned], prior: 
                         one.held_out.questions.features,
                         one.held_out.ages,
                         half_life.seconds,
-                        half_life.scale,
+                        half_life.scales,
                     ),
                 ),
                 number,

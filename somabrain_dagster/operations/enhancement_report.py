@@ -15,8 +15,10 @@ from somabrain_dagster.learning.enhancement import (
     rankings,
     two_level_intervals,
 )
-from somabrain_dagster.learning.features import Floats
+from somabrain_dagster.learning.features import FEATURES, Floats
 from somabrain_dagster.learning.gated_fit import GatedFit
+from somabrain_dagster.learning.half_life import RECENCY as RECENCY_POSITION
+from somabrain_dagster.learning.policy import Scales
 from somabrain_dagster.learning.pooled_fit import PooledFit
 from somabrain_dagster.learning.weights import NAMES, RETRIEVAL, by_name
 from somabrain_dagster.operations.enhancement import (
@@ -143,7 +145,7 @@ class Proposal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         weights: in units; those that everybody starts with where the gate stayed shut.
         gate: on the last part of what was taught, in words.
         passed: whether it did.
-        half_life_seconds, recency_scale: of the new scales without which they mean nothing; None where the
+        half_life_seconds, scales: the new scales, by feature, without which they mean nothing; None where the
             scales in force do.
     """
 
@@ -151,7 +153,7 @@ class Proposal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gate: str
     passed: bool
     half_life_seconds: float | None = None
-    recency_scale: float | None = None
+    scales: dict[str, float] | None = None
 
 
 class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -303,16 +305,23 @@ def measure(
     )
 
 
-def proposal(fitted: PooledFit) -> Proposal:
-    """A fit to what all tenants taught, as it is offered."""
+def proposal(fitted: PooledFit, in_force: Scales) -> Proposal:
+    """A fit to what all tenants taught, as it is offered.
+
+    Args:
+        fitted: the fit.
+        in_force: the scales of the features that it was fitted to.
+    """
     half_life = fitted.half_life
-    return Proposal(
-        weights=_named(fitted.weights),
-        gate=str(fitted.gate),
-        passed=fitted.gate.passed,
-        half_life_seconds=None if half_life is None else half_life.seconds,
-        recency_scale=None if half_life is None else half_life.scale,
+    if half_life is None:
+        return Proposal(_named(fitted.weights), str(fitted.gate), fitted.gate.passed)
+    # Features were logged over the scales in force; recency alone was made anew, over none.
+    before = np.array(in_force.values)
+    before[RECENCY_POSITION] = 1.0
+    scales = dict(
+        zip((feature.name for feature in FEATURES), (before * half_life.scales).tolist(), strict=True)
     )
+    return Proposal(_named(fitted.weights), str(fitted.gate), fitted.gate.passed, half_life.seconds, scales)
 
 
 def _means(measures: Floats) -> dict[str, float]:

@@ -107,7 +107,7 @@ def origin_of(
         recalls=feedback + sum(one.untaught + len(one.held_out.sessions) for one in reenacted),
         plan=plan,
         configuration=settings.digest,
-        scale_version=reenacted[0].scale_version,
+        scale_version=reenacted[0].scales.version,
         embedding=embedder.name,
         commit=provenance.commit(),
         machine=provenance.machine(),
@@ -135,8 +135,8 @@ def judge(
     choices, ages = taught_by([one.taught for one in reenacted])
     fitting = (choices, ages, prior.tau, prior.start, prior.low, prior.high)
     proposals = {
-        POOLED: proposal(pooled_fit(*fitting)),
-        POOLED_HALF_LIFE: proposal(pooled_fit(*fitting, HALF_LIVES)),
+        POOLED: proposal(pooled_fit(*fitting), reenacted[0].scales),
+        POOLED_HALF_LIFE: proposal(pooled_fit(*fitting, HALF_LIVES), reenacted[0].scales),
     }
     return measure(reenacted, learned, policies(reenacted, learned, prior), proposals, origin)
 
@@ -163,7 +163,7 @@ def offer(database: Database, settings: Settings, report: EnhancementReport, act
     grounds = {
         "policy": winner,
         "half_life_seconds": offered.half_life_seconds,
-        "recency_scale": offered.recency_scale,
+        "scales": offered.scales,
         "scale_version": report.origin.scale_version,
         "report_sha256": hashlib.sha256(encode(report)).hexdigest(),
         "queries": report.policies[winner].queries,

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from somabrain_dagster.learning.enhancement import NOT_THERE, Questions
 from somabrain_dagster.learning.features import Floats
+from somabrain_dagster.learning.policy import Scales
 from somabrain_dagster.learning.weights import Nanos
 from somabrain_dagster.memory.embedding import Embedder, Vectors
 from somabrain_dagster.memory.memories import Memories
@@ -35,6 +36,7 @@ from somabrain_dagster.store.feedback_contract import Feedback, Helpful
 from somabrain_dagster.store.landing import Landed, LoggedRecall, land
 from somabrain_dagster.store.logged_recalls import read_recalls
 from somabrain_dagster.store.memories import REPLY, Link, Memory
+from somabrain_dagster.store.scales import read_scales
 
 SOURCE = "reenactment"
 """What the feedback names as its source."""
@@ -189,7 +191,7 @@ class Reenacted:
         held_out: later questions.
         learned: the weights after the feedback, (K,) nano-units, as the log has them.
         version: of those weights.
-        scale_version: of the features.
+        scales: of the features as they were logged.
     """
 
     tenant_id: str
@@ -201,7 +203,7 @@ class Reenacted:
     held_out: Asked
     learned: Nanos
     version: int
-    scale_version: int
+    scales: Scales
 
 
 class TooShort(ValueError):
@@ -307,6 +309,7 @@ class _Actor:
                 untaught += 1
         with self._database.as_tenants([self._story.tenant_id]) as connection:
             state = read_state(connection, self._story.tenant_id)
+            scales = read_scales(connection, taught[-1].scale_version)
         later = list(turns)
         if len(later) < self._plan.held_out:
             raise TooShort(
@@ -328,7 +331,7 @@ class _Actor:
             held_out=self._read(held_out),
             learned=state.weights,
             version=state.version,
-            scale_version=held_out[-1].scale_version,
+            scales=scales,
         )
 
     def _remember(self) -> int:

@@ -176,6 +176,7 @@ def test_the_winner_is_offered_in_the_audit_trail_and_changes_no_weight(
     assert body["weights"] == stage.report.proposals[winner].weights
     assert body["nano_units"] == {name: round(value * 1e9) for name, value in body["weights"].items()}
     assert body["evidence"]["policy"] == winner
+    assert body["evidence"]["scales"] == stage.report.proposals[winner].scales
     assert {one["baseline"] for one in body["evidence"]["differences"]} == set(stage.report.baselines())
 
 

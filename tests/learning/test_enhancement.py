@@ -19,7 +19,8 @@ from somabrain_dagster.learning.enhancement import (
 )
 from somabrain_dagster.learning.features import FEATURES, Candidates, Floats, recency
 from somabrain_dagster.learning.gated_fit import LEAST_CHOICES, gated_fit
-from somabrain_dagster.learning.half_life import HALF_LIVES, RECENCY, profile, recency_scale, with_half_life
+from somabrain_dagster.learning.half_life import HALF_LIVES, RECENCY, measured_scales, profile, with_half_life
+from somabrain_dagster.learning.policy import pooled_scales
 from somabrain_dagster.learning.pooled_fit import pooled_fit
 from somabrain_dagster.learning.ranking import rank_of_chosen
 
@@ -199,7 +200,7 @@ def chosen_by(generator: np.random.Generator, half_life: float, weights: Floats,
     features = generator.normal(size=(asked * 12, F))
     lengths = np.full(asked, 12)
     nobody = np.zeros(asked, dtype=np.int64)
-    scaled = with_half_life(features, ages, half_life, recency_scale(ages, lengths, half_life))
+    scaled = with_half_life(features, ages, half_life, measured_scales(features, ages, lengths, half_life))
     shown = Questions(scaled, lengths, nobody, nobody).choices()
     p = np.exp(log_probabilities(shown, weights, 0.7)).reshape(asked, 12)
     answers = np.array([generator.choice(12, p=of_one / of_one.sum()) for of_one in p])
@@ -224,11 +225,21 @@ def test_recency_at_a_half_life_is_the_feature_of_the_registry() -> None:
     ages = np.array([0.0, 60.0, 3600.0, 1e7])
     nothing = np.zeros(4)
     known = Candidates(nothing, nothing, ages, 60.0, nothing, nothing > 0, nothing > 0)
-    features = np.arange(4.0 * F).reshape(4, F)
-    changed = with_half_life(features, ages, 60.0, scale=0.5)
-    assert changed[:, RECENCY].tolist() == (recency(known) / 0.5).tolist()
+    features, scales = np.arange(4.0 * F).reshape(4, F), np.arange(1.0, F + 1)
+    changed = with_half_life(features, ages, 60.0, scales)
+    assert changed[:, RECENCY].tolist() == (recency(known) / scales[RECENCY]).tolist()
     others = [place for place in range(F) if place != RECENCY]
-    assert changed[:, others].tolist() == features[:, others].tolist()
+    assert changed[:, others].tolist() == (features / scales)[:, others].tolist()
+
+
+def test_scales_that_are_measured_leave_each_feature_with_the_same_spread() -> None:
+    """So that a half-life cannot be bought by a scale that loosens the bound of recency alone."""
+    generator = np.random.default_rng(2)
+    features = generator.normal(size=(240, F)) * np.arange(1, F + 1)
+    ages, lengths = generator.uniform(0, 600, size=240), np.full(20, 12)
+    scales = measured_scales(features, ages, lengths, 60.0)
+    again = np.split(with_half_life(features, ages, 60.0, scales), 20)
+    assert pooled_scales(again) == pytest.approx(np.ones(F))
 
 
 def test_a_tenant_who_chooses_otherwise_than_the_others_keeps_its_own_fit() -> None:
