@@ -1,0 +1,10 @@
+"""What the learning chain needs: trends, proposals, fits, experiments that run, canaries, promotions undone."""
+
+from somabrain_dagster.store.migrations import run_sql_beside
+
+revision = "0006"
+down_revision = "0004"
+
+
+def upgrade() -> None:
+    run_sql_beside(__file__)
