@@ -120,6 +120,11 @@ def read_state(connection: Connection, tenant_id: str) -> AdaptationState:
     return states[0]
 
 
+def list_tenants(connection: Connection) -> list[str]:
+    """The names of all tenants that the transaction sees, in order."""
+    return [tenant_id for (tenant_id,) in connection.execute("SELECT tenant_id FROM tenants ORDER BY 1")]
+
+
 def require_tenants(connection: Connection, tenants: Sequence[str]) -> None:
     """Make sure that these tenants exist.
 

@@ -96,7 +96,7 @@ class Trials:
     def overlay(self, tenant_id: str, session_id: str | None) -> Overlay | None:
         """The overlay on a tenant's weights in a session; None where nothing is on trial.
 
-        A recall outside of any session is no unit of an experiment, and sees the tenant's weights as they are.
+        A recall outside of any session is no unit of an experiment, and sees the tenant's own weights.
         """
         if self.canary is not None and tenant_id in self.canary.tenants:
             return self.canary.overlay

@@ -10,7 +10,7 @@ import pytest
 from somabrain_dagster.learning.gated_fit import gated_fit
 from somabrain_dagster.memory.embedding import MiniLM
 from somabrain_dagster.memory.query import Query
-from somabrain_dagster.memory.recall import Overlay
+from somabrain_dagster.store.trials import Overlay
 from somabrain_dagster.operations.chitchat import read_chitchat
 from somabrain_dagster.operations.enhancement import FAST_RULE, FIT, RECENCY, STARTING
 from somabrain_dagster.operations.enhancement_report import TARGET, EnhancementReport

@@ -1,4 +1,4 @@
-"""What the learning chain needs: trends, proposals, fits, experiments that run, canaries, promotions undone."""
+"""What the learning chain needs: trends, proposals, fits, running experiments, canaries, promotions undone."""
 
 from somabrain_dagster.store.migrations import run_sql_beside
 
