@@ -180,7 +180,11 @@ def draw_arms(title: str, outcomes: dict[str, Moments] | object) -> Figure:
         error = 2 * moments.deviation / max(moments.n, 1) ** 0.5
         axes.errorbar(moments.mean, place, xerr=error, fmt="o", color="#4477aa", capsize=4)
         axes.annotate(
-            f"{moments.n} sessions", (moments.mean, place), (0, 8), textcoords="offset points", ha="center",
+            f"{moments.n} sessions",
+            (moments.mean, place),
+            (0, 8),
+            textcoords="offset points",
+            ha="center",
             fontsize=8,
         )
     axes.set_yticks(range(len(outcomes)), list(reversed(outcomes)))
@@ -298,9 +302,7 @@ def looks_table(looks: Sequence[tuple[Canary, Looked]]) -> dg.TableMetadataValue
                 dg.TableColumn("canary", "int"),
                 dg.TableColumn("hours", "float", description="since the start"),
                 dg.TableColumn("action", "string"),
-                dg.TableColumn(
-                    "difference", "string", description="canary − others, less the period before"
-                ),
+                dg.TableColumn("difference", "string", description="canary − others, less the period before"),
                 dg.TableColumn("sessions", "string"),
                 dg.TableColumn("gates", "string", description="what a promotion needs"),
             ]

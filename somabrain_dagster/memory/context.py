@@ -31,10 +31,10 @@ from somabrain_dagster.learning.weights import UTILITY_WEIGHTS
 from somabrain_dagster.memory.memories import Memories
 from somabrain_dagster.memory.query import Query
 from somabrain_dagster.memory.recall import Recall
-from somabrain_dagster.store.trials import Overlay
 from somabrain_dagster.memory.remember import embedded_text
 from somabrain_dagster.store.database import Database
 from somabrain_dagster.store.recalls import forgo_flush, read_bodies
+from somabrain_dagster.store.trials import Overlay
 from somabrain_dagster.store.usage import TokenUsage, record_context
 from somabrain_dagster.store.weeks import with_partitions
 from somabrain_dagster.store.working_memory import WorkingMemory, WorkingMemoryUnavailable

@@ -51,9 +51,7 @@ class ExperimentStep:
     analysed: Analysed | None = None
 
 
-def advance_experiment(
-    database: Database, settings: Settings, actor: str, *, change: bool
-) -> ExperimentStep:
+def advance_experiment(database: Database, settings: Settings, actor: str, *, change: bool) -> ExperimentStep:
     """Do what is due: analyse what is complete, end what does harm, begin what waits.
 
     Args:

@@ -55,7 +55,9 @@ def experiment_due(connection: Connection, settings: Settings) -> Due:
         return _unless_manual(settings, f"{winner} canary", f"{winner} found a better arm")
     proposal = untried_proposal(connection, settings.learning_configuration)
     if proposal is not None:
-        return _unless_manual(settings, f"proposal {proposal}", f"proposal {proposal} waits for its experiment")
+        return _unless_manual(
+            settings, f"proposal {proposal}", f"proposal {proposal} waits for its experiment"
+        )
     return Due(None, "no experiment runs, and no accepted proposal waits for one")
 
 
@@ -120,9 +122,7 @@ def canary_clock_sensor(settings: Settings) -> dg.SensorDefinition:
         description="Runs each look at the canary when its hour has come, by the database's clock. Harm ends "
         "the canary whether or not the autopilot is on; a promotion follows only if it is.",
     )
-    def canary_clock(
-        context: dg.SensorEvaluationContext, brain: dg.ResourceParam[Brain]
-    ) -> dg.SensorResult:
+    def canary_clock(context: dg.SensorEvaluationContext, brain: dg.ResourceParam[Brain]) -> dg.SensorResult:
         with brain.database.snapshot() as connection:
             due = canary_due(connection, settings)
         return _asked(context, due, CANARY_LOOK, settings, ("canary_rollout", "promoted_weights"))

@@ -382,9 +382,7 @@ def start_experiment(
         "UPDATE experiments SET status = 'running', started_at = now() WHERE experiment_id = %s",
         (experiment_id,),
     )
-    audit.record(
-        connection, audit.SYSTEM, actor, "experiment.started", {"experiment_id": experiment_id}
-    )
+    audit.record(connection, audit.SYSTEM, actor, "experiment.started", {"experiment_id": experiment_id})
     return read_experiment(connection, experiment_id)
 
 
@@ -448,7 +446,9 @@ def read_live_sessions(connection: Connection, experiment: Experiment) -> list[S
     """
     names = experiment.names
     rows = connection.execute(_SESSIONS, {"arms": list(names), "since": experiment.started_at})
-    return [Session(tenant, session, names[arm], value, events) for tenant, session, arm, value, events in rows]
+    return [
+        Session(tenant, session, names[arm], value, events) for tenant, session, arm, value, events in rows
+    ]
 
 
 def read_sessions(connection: Connection, experiment_id: str) -> list[Session]:
@@ -482,9 +482,7 @@ def _keep_sessions(connection: Connection, experiment: Experiment) -> list[Sessi
 def outcomes_of(plan: Plan, sessions: Sequence[Session]) -> dict[str, Moments]:
     """The moments of the sessions' numbers, by arm; summed in one order, whoever read them."""
     ordered = sorted(sessions, key=lambda one: (one.tenant_id, one.session_id))
-    return {
-        arm.name: Moments.of([one.value for one in ordered if one.arm == arm.name]) for arm in plan.arms
-    }
+    return {arm.name: Moments.of([one.value for one in ordered if one.arm == arm.name]) for arm in plan.arms}
 
 
 @dataclass(frozen=True)
@@ -652,4 +650,3 @@ def read_analysis(connection: Connection, experiment_id: str) -> Analysed:
     if not agree(analysis_json(outcomes, analysis), stored) or analysis.promoted != promoted_arm:
         raise Forged(f"the analysis of {experiment_id!r} that is stored is not that of its stored sessions")
     return Analysed(experiment_id, analysed_at, test, level, bound, outcomes, analysis)
-

@@ -16,6 +16,7 @@ from somabrain_dagster.store.adaptation import AdaptationState
 from somabrain_dagster.store.canaries import (
     Canary,
     ForgedLook,
+    NothingToPromote,
     decision_json,
     end_canary,
     read_canary,
@@ -31,7 +32,6 @@ from somabrain_dagster.store.experiments import (
     read_analysis,
     read_experiment,
 )
-from somabrain_dagster.store.canaries import NothingToPromote
 from somabrain_dagster.store.promotions import (
     Promotion,
     append_promotion,
@@ -62,9 +62,7 @@ class Candidate:
     grounds: Mapping[str, Any]
 
 
-def read_candidate(
-    connection: Connection, canary_id: int, configuration: LearningConfiguration
-) -> Candidate:
+def read_candidate(connection: Connection, canary_id: int, configuration: LearningConfiguration) -> Candidate:
     """Judge anew whether what a canary tries may be promoted now.
 
     Raises:
@@ -163,9 +161,7 @@ def promote_canary(
     lock_promotions(connection)
     candidate = read_candidate(connection, canary_id, configuration)
     if candidate.refusals:
-        raise PromotionRefused(
-            f"canary {canary_id} cannot be promoted: " + "; ".join(candidate.refusals)
-        )
+        raise PromotionRefused(f"canary {canary_id} cannot be promoted: " + "; ".join(candidate.refusals))
     canary = candidate.canary
     last = promoted(connection, configuration)
     scales_now = promoted_scales(connection)

@@ -67,9 +67,7 @@ class Promotion:
         return self.weights - self.before
 
 
-_COLUMNS = (
-    "version, created_at, actor, experiment_id, canary_id, before, weights, scale_version, reverts"
-)
+_COLUMNS = "version, created_at, actor, experiment_id, canary_id, before, weights, scale_version, reverts"
 
 
 def read_promotions(connection: Connection) -> list[Promotion]:
@@ -375,7 +373,4 @@ def read_former(connection: Connection, promotion: int) -> dict[str, tuple[int, 
         """,
         (SCALES, promotion, PROMOTION),
     )
-    return {
-        tenant_id: (version, np.array(after, dtype=np.int64)) for tenant_id, version, after in rows
-    }
-
+    return {tenant_id: (version, np.array(after, dtype=np.int64)) for tenant_id, version, after in rows}
