@@ -26,8 +26,8 @@ EXPERIMENT_ANALYSIS = "experiment_analysis"
 experiment_analysis = dg.define_asset_job(
     EXPERIMENT_ANALYSIS,
     selection=[experiment_results, canary_rollout],
-    description="Look at the experiment: analyse it once it is complete, end it where it does harm, begin the "
-    "one that waits; and begin the canary of an arm that is better.",
+    description="Look at the experiment: analyse it once it is complete, end it where it does harm, begin "
+    "the one that waits; and begin the canary of an arm that is better.",
     executor_def=dg.in_process_executor,
 )
 

@@ -137,9 +137,9 @@ SERVED = "served_states_are_the_live_ones"
 
 
 @dg.asset(
-    description="Each tenant's state as it is served: published to Redis, from which the service answers when "
-    "it has not seen a state itself. The service hears of each change from Postgres within a second; this "
-    "makes good whatever a lost Redis forgot.",
+    description="Each tenant's state as it is served: published to Redis, from which the service answers "
+    "when it has not seen a state itself. The service hears of each change from Postgres within a second; "
+    "this makes good whatever a lost Redis forgot.",
     deps=["promoted_weights", "tenant_weights", "adaptation_state"],
     group_name=LEARNING,
     kinds={"redis"},

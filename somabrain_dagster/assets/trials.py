@@ -1,6 +1,6 @@
 """What is on trial: experiments, and the canaries of what they found."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import dagster as dg
 from matplotlib.figure import Figure
@@ -26,16 +26,16 @@ LISTED = 20
 
 
 class Change(dg.Config):
-    """Whether this run may change anything: begin a trial, or promote. What does harm is ended all the same."""
+    """Whether this run may change anything: begin a trial, or promote. What does harm is ended anyway."""
 
     change: bool = True
 
 
 @dg.asset(
-    description="Experiments, and what they showed. The unit is the session, one number each, the mean reward "
-    "of its feedback. An experiment is analysed once, when each arm has the sessions that were fixed before "
-    "its start; before that only harm ends it. With nothing on trial, the newest accepted proposal gets its "
-    "experiment.",
+    description="Experiments, and what they showed. The unit is the session, one number each, the mean "
+    "reward of its feedback. An experiment is analysed once, when each arm has the sessions that were "
+    "fixed before its start; before that only harm ends it. With nothing on trial, the newest accepted "
+    "proposal gets its experiment.",
     deps=["parameter_proposals", "recalls", "feedback_events"],
     group_name=LEARNING,
     kinds={"postgres", "scipy"},
@@ -171,23 +171,18 @@ def findings_table(analysed: Analysed) -> dg.TableMetadataValue:
     )
 
 
-def draw_arms(title: str, outcomes: dict[str, Moments] | object) -> Figure:
+def draw_arms(title: str, outcomes: Mapping[str, Moments]) -> Figure:
     """The mean of each arm's sessions with twice its standard error."""
-    assert isinstance(outcomes, dict)
     figure = Figure(figsize=(7, 0.9 + 0.55 * len(outcomes)), dpi=100, layout="constrained")
     axes = figure.subplots()
-    for place, (arm, moments) in enumerate(reversed(outcomes.items())):
+    for place, moments in enumerate(reversed(list(outcomes.values()))):
         error = 2 * moments.deviation / max(moments.n, 1) ** 0.5
         axes.errorbar(moments.mean, place, xerr=error, fmt="o", color="#4477aa", capsize=4)
+        said = f"{moments.n} sessions"
         axes.annotate(
-            f"{moments.n} sessions",
-            (moments.mean, place),
-            (0, 8),
-            textcoords="offset points",
-            ha="center",
-            fontsize=8,
+            said, (moments.mean, place), (0, 8), textcoords="offset points", ha="center", fontsize=8
         )
-    axes.set_yticks(range(len(outcomes)), list(reversed(outcomes)))
+    axes.set_yticks(range(len(outcomes)), list(reversed(list(outcomes))))
     axes.set_ylim(-0.5, len(outcomes) - 0.3)
     axes.set_xlabel("mean reward of a session, ± 2 standard errors")
     axes.set_title(title, fontsize=10)
@@ -197,10 +192,10 @@ def draw_arms(title: str, outcomes: dict[str, Moments] | object) -> Figure:
 
 
 @dg.asset(
-    description="New weights with a tenth of the tenants first, as a shift when their weights are read. Looks "
-    "at 6, 12, 24 and 48 hours compare them with the others, tenant by tenant, less what they differed in "
-    "before. Harm rolls back at any look; only the last one promotes, if harm is excluded and everything was "
-    "measured. Missing data never promotes.",
+    description="New weights with a tenth of the tenants first, as a shift when their weights are read. "
+    "Looks at 6, 12, 24 and 48 hours compare them with the others, tenant by tenant, less what they "
+    "differed in before. Harm rolls back at any look; only the last one promotes, if harm is excluded and "
+    "everything was measured. Missing data never promotes.",
     deps=["experiment_results"],
     group_name=LEARNING,
     kinds={"postgres", "scipy"},
@@ -212,8 +207,8 @@ def draw_arms(title: str, outcomes: dict[str, Moments] | object) -> Figure:
         dg.AssetCheckSpec(
             LOOKS_HOLD,
             asset="canary_rollout",
-            description="Each stored look decides what the rule makes of its stored numbers, and a canary that "
-            "may be promoted passes every gate of the promotion.",
+            description="Each stored look decides what the rule makes of its stored numbers, and a canary "
+            "that may be promoted passes every gate of the promotion.",
             blocking=True,
         )
     ],
@@ -321,7 +316,7 @@ def _difference(looked: Looked) -> str:
 
 
 def draw_looks(looks: Sequence[tuple[Canary, Looked]]) -> Figure:
-    """The difference at each look at the newest canary, with its interval and the harm that must be excluded."""
+    """The difference at each look at the newest canary, with its interval."""
     newest = looks[-1][0]
     figure = Figure(figsize=(7, 3), dpi=100, layout="constrained")
     axes = figure.subplots()

@@ -25,6 +25,7 @@ from somabrain_dagster.store import canaries, experiments, keys, promoting, prom
 from somabrain_dagster.store.adaptation import InvalidTenant, UnknownTenant
 from somabrain_dagster.store.cache import SnapshotCache
 from somabrain_dagster.store.database import Database, DatabaseUnreachable
+from somabrain_dagster.store.scales import UnknownScales
 
 console = Console()
 if console.width < 110:
@@ -54,6 +55,7 @@ def explained(command: Callable[P, R]) -> Callable[P, R]:
             InvalidTenant,
             indexes.LowRecall,
             indexes.NoIndex,
+            UnknownScales,
             UnknownTenant,
             canaries.NothingToPromote,
             canaries.UnknownCanary,

@@ -14,6 +14,7 @@ from rich.table import Table
 from somabrain_dagster import __version__
 from somabrain_dagster.cli.console import actor, console, explained, fail, opened, watched
 from somabrain_dagster.cli.trials import canary, experiment, weights
+from somabrain_dagster.learning.features import FEATURES
 from somabrain_dagster.learning.weights import WEIGHTS, to_units
 from somabrain_dagster.memory import indexes
 from somabrain_dagster.memory.embedders import embedder_of
@@ -21,8 +22,9 @@ from somabrain_dagster.operations import chitchat, dagster_home, importing, proc
 from somabrain_dagster.operations.summary import ImportSummary
 from somabrain_dagster.serving.run import serve as serve_http
 from somabrain_dagster.settings import Settings
-from somabrain_dagster.store import audit, keys
+from somabrain_dagster.store import audit, changes, keys
 from somabrain_dagster.store.adaptation import create_tenants, read_states
+from somabrain_dagster.store.scales import list_scales
 from somabrain_dagster.store.verification import Verification, verify
 
 
@@ -221,6 +223,52 @@ def tenant_list(tenants: tuple[str, ...], most: int) -> None:
     console.print(table)
     if len(states) > most:
         console.print(f"… and {len(states) - most:,} more: `--most` shows them")
+
+
+@main.group()
+def scales() -> None:
+    """The scales that features are divided by."""
+
+
+@scales.command("list")
+@explained
+def scales_list() -> None:
+    """Show every version of the scales, what it was measured from, and how many tenants use it."""
+    with opened(Settings()) as (database, _), database.as_operator() as connection:
+        known = list_scales(connection)
+    table = Table(box=None)
+    table.add_column("version", justify="right")
+    for heading in ("half-life", *(feature.name for feature in FEATURES), "tenants"):
+        table.add_column(heading, justify="right")
+    for entry in known:
+        values = [f"{value:.4f}" for value in entry.scales.values]
+        half_life = f"{entry.scales.half_life_seconds:g} s"
+        table.add_row(str(entry.scales.version), half_life, *values, f"{entry.tenants:,}")
+    console.print(table)
+    for entry in known:
+        console.print(f"{entry.scales.version}: {entry.measured_from}", highlight=False, soft_wrap=True)
+
+
+@scales.command("use")
+@click.argument("version", type=int)
+@click.argument("tenants", nargs=-1)
+@click.option("--all", "everybody", is_flag=True, help="Every tenant that there is.")
+@explained
+def scales_use(version: int, tenants: tuple[str, ...], everybody: bool) -> None:
+    """Let tenants' recalls use another version of the scales; their weights go on meaning the same.
+
+    Each weight is multiplied by new/old, within its bounds: a change of weights like any other.
+    """
+    if everybody == bool(tenants):
+        fail("name the tenants, or say --all")
+    settings = Settings()
+    with opened(settings) as (database, snapshots):
+        with database.as_operator() as connection:
+            changed = changes.change_scales(
+                connection, tenants or None, version, settings.learning_configuration, actor()
+            )
+        snapshots.publish(changed)
+    console.print(f"tenants changed to scales {version}: {len(changed):,}")
 
 
 @main.command()

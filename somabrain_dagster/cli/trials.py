@@ -1,13 +1,14 @@
 """Experiments, canaries and promoted weights, for a person at a terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import click
 import numpy as np
 from rich.table import Table
 
 from somabrain_dagster.cli.console import actor, console, explained, fail, opened
-from somabrain_dagster.learning.experiments import BUILT_IN, Plan, Treatment, shared_equally
+from somabrain_dagster.learning.experiments import BUILT_IN, Finding, Plan, Treatment, shared_equally
+from somabrain_dagster.learning.moments import Moments
 from somabrain_dagster.learning.weights import NAMES, POSITION, WEIGHTS, Nanos, to_nanos, to_units
 from somabrain_dagster.settings import Settings
 from somabrain_dagster.store.canaries import (
@@ -19,7 +20,6 @@ from somabrain_dagster.store.canaries import (
     untried_winner,
 )
 from somabrain_dagster.store.experiments import (
-    Experiment,
     create_experiment,
     list_experiments,
     progress_of,
@@ -105,7 +105,7 @@ def experiment_start(name: str) -> None:
     with opened(settings) as (database, _), database.as_operator() as connection:
         started = start_experiment(connection, name, settings.learning_configuration, actor())
     console.print(
-        f"{name} runs until each of {len(started.plan.arms)} arms has {started.plan.size} sessions with feedback",
+        f"{name} runs until each of {len(started.plan.arms)} arms has {started.plan.size} sessions",
         highlight=False,
     )
 
@@ -132,32 +132,25 @@ def experiment_status(name: str | None) -> None:
         for heading in ("experiment", "status", "arms", "sessions", "outcome"):
             table.add_column(heading)
         for one in known:
-            outcomes, outcome = {}, one.end_reason or ""
+            outcomes: Mapping[str, Moments] = {}
+            outcome = one.end_reason or ""
             if one.status == "running":
                 outcomes = progress_of(one.plan, read_live_sessions(connection, one)).outcomes
             if one.status == "completed":
                 analysed = read_analysis(connection, one.experiment_id)
-                outcomes = dict(analysed.outcomes)
+                outcomes = analysed.outcomes
                 better = analysed.analysis.promoted
                 outcome = f"{better} is better" if better else "no arm passed every gate"
             sessions = ", ".join(f"{arm} {moments.n}" for arm, moments in outcomes.items())
             arms = ", ".join(arm.name for arm in one.plan.arms)
             table.add_row(one.experiment_id, one.status, arms, f"{sessions} of {one.plan.size}", outcome)
         console.print(table)
-        if name is not None:
-            show_findings(
-                read_analysis(connection, name).analysis.findings if outcome_known(known[0]) else ()
-            )
+        if name is not None and known[0].status == "completed":
+            show_findings(read_analysis(connection, name).analysis.findings)
 
 
-def outcome_known(known: Experiment) -> bool:
-    """Whether there is an analysis to show."""
-    return known.status == "completed"
-
-
-def show_findings(findings: object) -> None:
+def show_findings(findings: Sequence[Finding]) -> None:
     """Print what each treatment showed, gate by gate."""
-    assert isinstance(findings, tuple)
     for finding in findings:
         found = finding.comparison
         console.print(f"[bold]{finding.arm}[/]", highlight=False)

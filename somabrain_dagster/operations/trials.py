@@ -173,7 +173,7 @@ def broken_analyses(connection: Connection, experiments: Sequence[Experiment]) -
 def broken_looks(
     connection: Connection, canaries: Sequence[Canary], configuration: LearningConfiguration
 ) -> dict[str, str]:
-    """Canaries of which a stored look, or what may be promoted, does not hold; by number, and what is wrong."""
+    """Canaries of which a stored look, or what they allow, does not hold; by number, and what is wrong."""
     broken = {}
     for canary in canaries:
         try:

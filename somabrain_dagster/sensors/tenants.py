@@ -19,8 +19,8 @@ def tenants_sensor(settings: Settings) -> dg.SensorDefinition:
         name="tenants",
         minimum_interval_seconds=settings.sensor_interval_seconds,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Adds a dynamic partition for each tenant that has none yet. It takes none away: what was "
-        "materialised for a tenant that is gone stays on the record.",
+        description="Adds a dynamic partition for each tenant that has none yet. It takes none away: what "
+        "was materialised for a tenant that is gone stays on the record.",
     )
     def tenants_to_partitions(
         context: dg.SensorEvaluationContext, brain: dg.ResourceParam[Brain]

@@ -93,9 +93,9 @@ def experiment_complete_sensor(settings: Settings) -> dg.SensorDefinition:
         job=experiment_analysis,
         minimum_interval_seconds=settings.sensor_interval_seconds,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Runs the analysis once each arm has its sessions, or at any time before if an arm does "
-        "harm. With the autopilot on it also begins the experiment of an accepted proposal, and the canary of "
-        "an arm that is better.",
+        description="Runs the analysis once each arm has its sessions, or at any time before if an arm "
+        "does harm. With the autopilot on it also begins the experiment of an accepted proposal, and the "
+        "canary of an arm that is better.",
     )
     def experiment_complete(
         context: dg.SensorEvaluationContext, brain: dg.ResourceParam[Brain]
@@ -137,11 +137,7 @@ def _asked(
     settings: Settings,
     changing: tuple[str, ...],
 ) -> dg.SensorResult:
-    """The run for what is due, or why there is none.
-
-    Args:
-        changing: the assets of the job that change something, which the autopilot may or may not.
-    """
+    """The run for what is due, or why there is none; `changing` are the assets that the autopilot gates."""
     if due.what is None:
         return dg.SensorResult(skip_reason=due.why)
     run = unfinished_run(context.instance, job)
@@ -155,7 +151,7 @@ def _asked(
     request = run_for(context.instance, job, {DUE_TAG: due.what}, run_config=config)
     if isinstance(request, dg.DagsterRun):
         return dg.SensorResult(
-            skip_reason=f"{due.why}, but run {request.run_id} for it ended as {request.status.value.lower()}: "
+            skip_reason=f"{due.why}, but its run {request.run_id} ended as {request.status.value.lower()}: "
             "see why, and re-execute it"
         )
     context.log.info("%s", due.why)

@@ -181,17 +181,14 @@ def create_tenants(
                 "and begins with a letter or a digit"
             )
     own = configuration.overridden(overrides or {})
-    created = [
-        row[0]
-        for row in connection.execute(
-            """
-            INSERT INTO tenants (tenant_id, overrides) SELECT unnest(%s::text[]), %s::jsonb
-            ON CONFLICT DO NOTHING RETURNING tenant_id
-            """,
-            # In one order, so that two who create the same tenants wait for one another and none deadlocks.
-            (sorted(tenants), canonical_json(dict(overrides or {})).decode()),
-        )
-    ]
+    created = connection.execute(
+        """
+        INSERT INTO tenants (tenant_id, overrides) SELECT unnest(%s::text[]), %s::jsonb
+        ON CONFLICT DO NOTHING RETURNING tenant_id, scale_version
+        """,
+        # In one order, so that two who create the same tenants wait for one another and none deadlocks.
+        (sorted(tenants), canonical_json(dict(overrides or {})).decode()),
+    ).fetchall()
     if not created:
         return []
     (now,) = connection.execute("SELECT now()").fetchone() or ()
@@ -208,10 +205,12 @@ def create_tenants(
             high=start,
             after=start,
             configuration=bytes.fromhex(own.digest),
+            scale_version=scale_version,
         )
-        for tenant_id in created
+        for tenant_id, scale_version in created
     ]
-    hashes = chained(changes, dict.fromkeys(created, START_HASH))
+    names = [change.tenant_id for change in changes]
+    hashes = chained(changes, dict.fromkeys(names, START_HASH))
     insert_changes(connection, changes, hashes)
     levels = Levels()
     connection.execute(
@@ -240,4 +239,4 @@ def create_tenants(
             ),
         ),
     )
-    return created
+    return names

@@ -266,11 +266,11 @@ _PERIOD = """
 def _sessions_before(connection: Connection, rule: CanaryRule) -> dict[str, int]:
     """How many sessions each tenant had in the period before now; 0 where it had none."""
     rows = connection.execute(
-        _PERIOD
-        + """
+        f"""
+        {_PERIOD}
         SELECT s.tenant_id, count(l.session_id)
         FROM adaptation_states s LEFT JOIN landed l USING (tenant_id) GROUP BY s.tenant_id
-        """,
+        """,  # noqa: S608 — of constants
         _period(connection, rule, None),
     )
     return dict(rows.fetchall())
@@ -316,8 +316,8 @@ def _moments(
 ) -> dict[str, Moments]:
     """The moments of sessions by tenant; without those that had feedback before a time already."""
     rows = connection.execute(
-        _PERIOD
-        + """
+        f"""
+        {_PERIOD}
         SELECT l.tenant_id, array_agg(l.value ORDER BY l.session_id)
         FROM landed l
         WHERE %(begun_before)s::timestamptz IS NULL OR NOT EXISTS (
@@ -325,7 +325,7 @@ def _moments(
                 AND e.created_at < %(begun_before)s
         )
         GROUP BY l.tenant_id
-        """,
+        """,  # noqa: S608 — of constants
         {**period, "begun_before": begun_before},
     )
     return {tenant_id: Moments.of(values) for tenant_id, values in rows}
@@ -357,7 +357,7 @@ def take_look(
     """Look at a canary, decide, and write down the decision with all that it rests on.
 
     A ROLLBACK ends the canary at once, and so does a HOLD at the last look: then its tenants see their own
-    weights again, and nothing goes on before a person has decided. After PROMOTE it runs until it is promoted.
+    weights again, and nothing goes on before a person has decided. After PROMOTE it runs until the promotion.
 
     Args:
         connection: an operator's transaction; all is done in it.

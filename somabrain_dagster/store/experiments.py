@@ -1,8 +1,8 @@
 """Experiments as they are stored: drawn up, started, stopped or completed, and analysed once.
 
-While an experiment runs, a session's arm is known from its name alone, and its outcome from what landed. At the
-end each session's one number is written down, and the analysis rests on these numbers and on nothing else, so
-that anybody can make it again.
+While an experiment runs, a session's arm is known from its name alone, and its outcome from what landed. At
+the end each session's one number is written down, and the analysis rests on these numbers alone, so that
+anybody can make it again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -204,8 +204,8 @@ def create_experiment(
     ).fetchone()
     if row is None:
         raise InvalidExperiment(
-            f"{experiment_id!r} is taken or cannot be an experiment's name: one has 1 to 63 of a-z, 0-9, '.', "
-            "'_' and '-', and begins with a letter or a digit"
+            f"{experiment_id!r} is taken or cannot be an experiment's name: one has 1 to 63 of a-z, 0-9, "
+            "'.', '_' and '-', and begins with a letter or a digit"
         )
     experiment = read_experiment(connection, experiment_id)
     audit.record(connection, audit.SYSTEM, actor, "experiment.created", described(experiment))
@@ -368,8 +368,8 @@ def start_experiment(
     experiment = read_experiment(connection, experiment_id)
     if experiment.status != "draft":
         raise WrongStatus(
-            f"the experiment {experiment_id!r} is {experiment.status}: an experiment runs once, so that it is "
-            "judged once; draw up another"
+            f"the experiment {experiment_id!r} is {experiment.status}: an experiment runs once, so that it "
+            "is judged once; draw up another"
         )
     require_no_trial(connection)
     now_promoted = promoted(connection, configuration).version
@@ -624,7 +624,7 @@ class Forged(RuntimeError):
 
 
 def read_analysis(connection: Connection, experiment_id: str) -> Analysed:
-    """What an experiment showed, made again from the numbers of its sessions and compared with what is stored.
+    """What an experiment showed, made again from its sessions and compared with what is stored.
 
     Raises:
         UnknownExperiment: there is no such experiment.
@@ -641,8 +641,8 @@ def read_analysis(connection: Connection, experiment_id: str) -> Analysed:
     ).fetchone()
     if row is None:
         raise NotAnalysed(
-            f"the experiment {experiment_id!r} has no analysis: it is {experiment.status}, and one is analysed "
-            "when it is completed"
+            f"the experiment {experiment_id!r} has no analysis: it is {experiment.status}, and one is "
+            "analysed when it is completed"
         )
     analysed_at, test, level, bound, promoted_arm, stored = row
     outcomes = outcomes_of(experiment.plan, read_sessions(connection, experiment_id))

@@ -1,7 +1,8 @@
 """From a canary to a promotion: one transaction that reads every gate again, and enforces it.
 
-Checks in the asset graph stop only the runs that contain them. So nothing here trusts what somebody concluded:
-the experiment is analysed again from its sessions, and the canary's last look is decided again from its numbers.
+Checks in the asset graph stop only the runs that contain them. So nothing here trusts what somebody
+concluded: the experiment is analysed again from its sessions, the canary's last look decided again from its
+numbers.
 """
 
 from collections.abc import Mapping
@@ -78,8 +79,8 @@ def read_candidate(connection: Connection, canary_id: int, configuration: Learni
     in_force = promoted(connection, configuration).version
     if in_force != experiment.promotion_version:
         refusals.append(
-            f"the experiment compared with promotion {experiment.promotion_version}, and promotion {in_force} "
-            "is in force"
+            f"the experiment compared with promotion {experiment.promotion_version}, and promotion "
+            f"{in_force} is in force"
         )
     try:
         analysed = read_analysis(connection, experiment.experiment_id)

@@ -190,11 +190,13 @@ def append_promotion(
 
     Args:
         connection: an operator's transaction that holds `lock_promotions`.
-        before, after: (K,) nano-units, in the scales that come into force.
+        before: (K,) nano-units, in the scales that come into force.
+        after: likewise.
         configuration: the global learning configuration.
         actor: who asks, for the audit trail.
         grounds: what speaks for it, for the audit trail, as JSON.
-        experiment_id, canary_id: where the weights come from.
+        experiment_id: where the weights come from.
+        canary_id: which they passed.
         scale_version: the scales that come into force; None where they stay.
 
     Returns:
@@ -252,7 +254,8 @@ def _insert(
     (row,) = connection.execute(
         f"""
         INSERT INTO promotions (
-            version, actor, experiment_id, canary_id, registry_version, before, weights, scale_version, reverts
+            version, actor, experiment_id, canary_id, registry_version, before, weights, scale_version,
+            reverts
         ) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING {_COLUMNS}
         """,  # noqa: S608 — the columns are a constant
         (
@@ -275,8 +278,8 @@ def undo_promotion(
 ) -> tuple[Promotion, list[AdaptationState]]:
     """Give every tenant the exact weights, and the scales, that it had before the promotion in force.
 
-    What was learned since is discarded. A tenant that is younger than the promotion gets the weights that were
-    promoted before it. The log keeps both.
+    What was learned since is discarded. A tenant that is younger than the promotion gets the weights that
+    were promoted before it. The log keeps both.
 
     Args:
         connection: an operator's transaction.
@@ -312,7 +315,7 @@ def undo_promotion(
         tenant_id: scale_version_at(connection, tenant_id, version)
         for tenant_id, (version, _) in former.items()
     }
-    present = dict(
+    present: dict[str, int] = dict(
         connection.execute(
             "SELECT tenant_id, scale_version FROM tenants ORDER BY tenant_id FOR NO KEY UPDATE"
         ).fetchall()

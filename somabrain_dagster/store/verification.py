@@ -25,16 +25,18 @@ from somabrain_dagster.learning.lesson import (
     event_shifts,
 )
 from somabrain_dagster.learning.neuromodulators import RewardState, Trace, hold, trace_segments
+from somabrain_dagster.learning.policy import Scales, rescaled
 from somabrain_dagster.learning.replay import Log, replay
 from somabrain_dagster.learning.shifts import Shifts
 from somabrain_dagster.learning.weights import NAMES, WEIGHTS, Nanos
 from somabrain_dagster.store.adaptation import AdaptationState, read_configurations, read_states
 from somabrain_dagster.store.binary import Kind, read_columns
-from somabrain_dagster.store.changes import RESET, ROLLBACK
+from somabrain_dagster.store.changes import RESET, ROLLBACK, SCALES
 from somabrain_dagster.store.database import Connection
 from somabrain_dagster.store.feedback_contract import Helpful
 from somabrain_dagster.store.landing import credited_signals, event_digest, logged_recall
 from somabrain_dagster.store.promotions import PROMOTION, Promotion, read_promotions
+from somabrain_dagster.store.scales import FIRST_SCALES, list_scales, read_scale_versions
 from somabrain_dagster.store.steering import DIVERSITY
 from somabrain_dagster.store.step_proof import step_problems
 from somabrain_dagster.store.weight_log import START_HASH
@@ -49,7 +51,7 @@ BOUNDS = "weights are within their bounds"
 CLAIMS = (REPLAY, REDERIVATION, GAPS, CHAIN, BOUNDS)
 
 START = "start"
-_CAUSES = (START, FEEDBACK, CONFIGURATION, AUTO_ROLLBACK, ROLLBACK, RESET, PROMOTION, DIVERSITY)
+_CAUSES = (START, FEEDBACK, CONFIGURATION, AUTO_ROLLBACK, ROLLBACK, RESET, PROMOTION, DIVERSITY, SCALES)
 _K = len(WEIGHTS)
 
 
@@ -89,6 +91,9 @@ class WeightLog:
         restored: (N,) −1 where the change restores no version.
         promotions: (N,) 0 where the change carries out no promotion.
         promoted: the promotions by version.
+        named_scales: (N,) the scales that the row names, 0 where it names none.
+        scales: by version.
+        scale_versions: (T,) the scales that each tenant's recalls use.
         states: (T,) the live states.
     """
 
@@ -103,6 +108,9 @@ class WeightLog:
     restored: Integers
     promotions: Integers
     promoted: Mapping[int, Promotion]
+    named_scales: Integers
+    scales: Mapping[int, Scales]
+    scale_versions: Integers
     states: list[AdaptationState]
 
     @property
@@ -115,9 +123,18 @@ class WeightLog:
         """(T,) each tenant's row of version 0."""
         return np.cumsum(self.log.lengths) - self.log.lengths
 
+    def scales_at(self, row: int) -> int:
+        """The version of the scales in which the weights after this row are meant."""
+        first = int(self.first_rows[self._owner(row)])
+        named = np.flatnonzero(self.named_scales[first : row + 1])
+        return int(self.named_scales[first + named[-1]]) if len(named) else FIRST_SCALES
+
     def tenant_of(self, row: int) -> str:
         """Whose change it is."""
-        return self.tenants[int(np.searchsorted(self.first_rows, row, side="right")) - 1]
+        return self.tenants[self._owner(row)]
+
+    def _owner(self, row: int) -> int:
+        return int(np.searchsorted(self.first_rows, row, side="right")) - 1
 
 
 _LOG_COLUMNS: Mapping[str, Kind] = {
@@ -134,6 +151,7 @@ _LOG_COLUMNS: Mapping[str, Kind] = {
     "event_digest": "digest",
     "restored": "int8",
     "promotion": "int8",
+    "scales": "int8",
 }
 
 
@@ -154,7 +172,7 @@ def read_log(connection: Connection) -> WeightLog:
                 c.low IS NOT NULL, c.shift, coalesce(c.low, {zeros}), coalesce(c.high, {zeros}), c.after,
                 coalesce(array_position({digests}, c.configuration), 0) - 1,
                 coalesce(c.event_seq, 0), coalesce(c.event_digest, {nothing}),
-                coalesce(c.restored_version, -1), coalesce(c.promotion, 0)
+                coalesce(c.restored_version, -1), coalesce(c.promotion, 0), coalesce(c.scale_version, 0)
             FROM weight_changes c
             JOIN unnest({tenants}) WITH ORDINALITY AS t (tenant_id, position) USING (tenant_id)
             ORDER BY c.tenant_id, c.version
@@ -190,6 +208,11 @@ def read_log(connection: Connection) -> WeightLog:
         restored=columns["restored"],
         promotions=columns["promotion"],
         promoted={promotion.version: promotion for promotion in read_promotions(connection)},
+        named_scales=columns["scales"],
+        scales={known.scales.version: known.scales for known in list_scales(connection)},
+        scale_versions=np.array(
+            read_scale_versions(connection, [state.tenant_id for state in states]), dtype=np.int64
+        ),
         states=states,
     )
 
@@ -394,6 +417,7 @@ def rederivation_findings(connection: Connection, log: WeightLog) -> Iterator[Fi
     for row in np.flatnonzero(log.configurations < 0).tolist():
         yield _underived(log, row, "the configuration that it names is not stored")
     yield from _rederive_others(log, events)
+    yield from _scales_findings(log)
     configurations = {bytes.fromhex(known.digest): known for known in log.known}
     for problem in step_problems(connection, configurations):
         yield Finding(REDERIVATION, problem.tenant_id, problem.version, problem.message)
@@ -473,7 +497,7 @@ def _levels(trace: Trace) -> Floats:
 
 
 def _rederive_others(log: WeightLog, events: _Events) -> Iterator[Finding]:
-    """Changes that answer no event: starts, resets, configurations, rollbacks, promotions."""
+    """Changes that answer no event: starts, resets, configurations, rollbacks, promotions, scales."""
     shifts = log.log.shifts
     first_rows = log.first_rows
     started = np.zeros(len(log.causes), dtype=np.bool_)
@@ -506,6 +530,8 @@ def _rederive_others(log: WeightLog, events: _Events) -> Iterator[Finding]:
             yield from _rederive_restoration(log, row, configuration)
         elif cause == AUTO_ROLLBACK:
             yield from _rederive_rollback(log, events, row, configuration)
+        elif cause == SCALES:
+            yield from _rederive_scales(log, row, configuration)
         elif cause == DIVERSITY:
             continue  # derived again from its recall, with the other steps
         else:
@@ -528,9 +554,41 @@ def _rederive_restoration(
     if not 0 <= restored < row - first or not _is_constant(
         log.log.shifts,
         row,
-        np.clip(log.log.after[first + restored], configuration.low_nanos, configuration.high_nanos),
+        _meant_now(log, first + restored, log.scales_at(row), configuration),
     ):
         yield _underived(log, row, f"it does not restore the weights of version {restored}")
+
+
+def _meant_now(log: WeightLog, row: int, scale_version: int, configuration: LearningConfiguration) -> Nanos:
+    """The weights after a row, meant in other scales if need be, within the bounds."""
+    weights, then = log.log.after[row], log.scales_at(row)
+    if then != scale_version and {then, scale_version} <= log.scales.keys():
+        weights = rescaled(weights, log.scales[then], log.scales[scale_version])
+    meant: Nanos = np.clip(weights, configuration.low_nanos, configuration.high_nanos)
+    return meant
+
+
+def _rederive_scales(log: WeightLog, row: int, configuration: LearningConfiguration) -> Iterator[Finding]:
+    named = int(log.named_scales[row])
+    if named == 0:
+        yield _underived(log, row, "it changes the scales, yet names none")
+    elif not _is_constant(log.log.shifts, row, _meant_now(log, row - 1, named, configuration)):
+        yield _underived(log, row, f"it is not what the weights before it mean in scales {named}")
+
+
+def _scales_findings(log: WeightLog) -> Iterator[Finding]:
+    """Scales that are not there or named amiss, and tenants that use others than their log says."""
+    may_name = np.isin(log.causes, [_CAUSES.index(START), _CAUSES.index(SCALES)])
+    for row in np.flatnonzero(log.named_scales).tolist():
+        if not may_name[row]:
+            yield _underived(log, row, "only a start and a change of scales name scales")
+        elif int(log.named_scales[row]) not in log.scales:
+            yield _underived(log, row, f"the scales {log.named_scales[row]} are not there")
+    ends = (np.cumsum(log.log.lengths) - 1).tolist()
+    for tenant_id, end, used in zip(log.tenants, ends, log.scale_versions.tolist(), strict=True):
+        if (left := log.scales_at(end)) != used:
+            message = f"its recalls use scales {used}, its log left it with {left}"
+            yield Finding(REDERIVATION, tenant_id, None, message)
 
 
 def _rederive_rollback(
@@ -540,8 +598,8 @@ def _rederive_rollback(
     owner = int(log.owners[row])
     first = int(log.first_rows[owner])
     before = slice(first, row)
-    rollbacks = np.flatnonzero(log.causes[before] == _CAUSES.index(AUTO_ROLLBACK))
-    since = int(rollbacks[-1]) if len(rollbacks) else 0
+    begun = np.flatnonzero(np.isin(log.causes[before], [_CAUSES.index(AUTO_ROLLBACK), _CAUSES.index(SCALES)]))
+    since = int(begun[-1]) if len(begun) else 0
     answered = log.event_seqs[first + since : row]
     answered = answered[answered > 0]
     own = (events.tenants == owner) & np.isin(events.seqs, answered)
