@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from somabrain_dagster.learning.canary import CanaryRule
 from somabrain_dagster.learning.configuration import LearningConfiguration
 from somabrain_dagster.learning.experiments import PromotionRule, sample_size
+from somabrain_dagster.learning.guardrails import GuardrailRule
 
 _PLACES = {
     "service",
@@ -131,6 +132,25 @@ class CanarySettings(BaseSettings):
         return GuardrailRule(self.error_margin, self.latency_factor, self.requests)
 
 
+class GuardrailSettings(BaseSettings):
+    """How much worse requests may go for a canary's tenants, from `SOMABRAIN_GUARDRAIL_*`.
+
+    Attributes:
+        error_margin, latency_factor, requests: as in `GuardrailRule`.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="SOMABRAIN_GUARDRAIL_", frozen=True, extra="ignore")
+
+    error_margin: float = Field(default=GuardrailRule.error_margin, ge=0, le=1)
+    latency_factor: float = Field(default=GuardrailRule.latency_factor, ge=1)
+    requests: int = Field(default=GuardrailRule.requests, ge=1)
+
+    @property
+    def rule(self) -> GuardrailRule:
+        """The rule of a look that is taken now."""
+        return GuardrailRule(**self.model_dump())
+
+
 class Settings(BaseSettings):
     """The settings of one process, read once.
 
@@ -158,6 +178,7 @@ class Settings(BaseSettings):
         canary: the knobs of canaries.
         promotion_fdr: whether the false discovery rate over all experiments (LORD++) is a gate of a
             promotion, or only told.
+        guardrail: the knobs of a canary's guardrails.
         first_day: the first day that an event may be about; days before it are not aggregated.
     """
 
@@ -188,6 +209,7 @@ class Settings(BaseSettings):
     experiment: ExperimentSettings = Field(default_factory=ExperimentSettings)
     canary: CanarySettings = Field(default_factory=CanarySettings)
     promotion_fdr: Literal["report", "enforce"] = "report"
+    guardrail: GuardrailSettings = Field(default_factory=GuardrailSettings)
     first_day: date = date(2018, 1, 1)
 
     @field_validator("home")
