@@ -97,7 +97,6 @@ class CanarySettings(BaseSettings):
 
     Attributes:
         share, strata, hours, hours_before, alpha, margin, sessions: as in `CanaryRule`.
-        error_margin, latency_factor, requests: as in `GuardrailRule`.
     """
 
     model_config = SettingsConfigDict(env_prefix="SOMABRAIN_CANARY_", frozen=True, extra="ignore")
@@ -110,10 +109,6 @@ class CanarySettings(BaseSettings):
     margin: float = Field(default=CanaryRule.margin, gt=0)
     sessions: int = Field(default=CanaryRule.sessions, ge=2)
 
-    error_margin: float = Field(default=GuardrailRule.error_margin, ge=0)
-    latency_factor: float = Field(default=GuardrailRule.latency_factor, ge=1)
-    requests: int = Field(default=GuardrailRule.requests, ge=1)
-
     @field_validator("hours")
     @classmethod
     def _rising(cls, hours: tuple[float, ...]) -> tuple[float, ...]:
@@ -124,12 +119,7 @@ class CanarySettings(BaseSettings):
     @property
     def rule(self) -> CanaryRule:
         """The rule of a canary that starts now."""
-        return CanaryRule(**self.model_dump(include={field.name for field in fields(CanaryRule)} & _KNOBS))
-
-    @property
-    def guardrail(self) -> GuardrailRule:
-        """What a canary's tenants may suffer."""
-        return GuardrailRule(self.error_margin, self.latency_factor, self.requests)
+        return CanaryRule(**self.model_dump())
 
 
 class GuardrailSettings(BaseSettings):

@@ -133,7 +133,7 @@ def advance_canary(database: Database, settings: Settings, actor: str, *, change
         if look is None:
             return CanaryStep(f"canary {canary.canary_id} runs, and no look is due")
         members, others = members_of(connection, canary.canary_id)
-        measured = guardrails(connection, members, others, canary.started_at, settings.canary.limits)
+        measured = guardrails(connection, members, others, canary.started_at, settings.guardrail.rule)
         looked = take_look(connection, canary.canary_id, look, measured, actor)
     hours = canary.rule.hours[look]
     reasons = "; ".join(looked.decision.reasons)
