@@ -403,7 +403,7 @@ def as_owner_of(table: str, statement: str) -> Callable[[Database, str], None]:
                 "weight_changes",
                 "UPDATE weight_changes SET scale_version = 3 WHERE tenant_id = %(tenant)s AND version = 2",
             ),
-            "only a start and a change of scales name scales",
+            "a change of this cause names no scales",
         ),
         (
             as_owner_of("feature_scales", "UPDATE feature_scales SET scales[1] = 0.08 WHERE version = 3"),

@@ -29,13 +29,24 @@ from somabrain_dagster.learning.policy import Scales, rescaled
 from somabrain_dagster.learning.replay import Log, replay
 from somabrain_dagster.learning.shifts import Shifts
 from somabrain_dagster.learning.weights import NAMES, WEIGHTS, Nanos
-from somabrain_dagster.store.adaptation import AdaptationState, read_configurations, read_states
+from somabrain_dagster.store.adaptation import (
+    ADOPTION,
+    START,
+    AdaptationState,
+    read_configurations,
+    read_states,
+)
 from somabrain_dagster.store.binary import Kind, read_columns
 from somabrain_dagster.store.changes import RESET, ROLLBACK, SCALES
 from somabrain_dagster.store.database import Connection
 from somabrain_dagster.store.feedback_contract import Helpful
 from somabrain_dagster.store.landing import credited_signals, event_digest, logged_recall
-from somabrain_dagster.store.promotions import PROMOTION, Promotion, read_promotions
+from somabrain_dagster.store.promotions import (
+    PROMOTION,
+    PROMOTION_ROLLBACK,
+    Promotion,
+    read_promotions,
+)
 from somabrain_dagster.store.scales import FIRST_SCALES, list_scales, read_scale_versions
 from somabrain_dagster.store.steering import DIVERSITY
 from somabrain_dagster.store.step_proof import step_problems
@@ -50,8 +61,20 @@ CHAIN = "the hash chain is intact"
 BOUNDS = "weights are within their bounds"
 CLAIMS = (REPLAY, REDERIVATION, GAPS, CHAIN, BOUNDS)
 
-START = "start"
-_CAUSES = (START, FEEDBACK, CONFIGURATION, AUTO_ROLLBACK, ROLLBACK, RESET, PROMOTION, DIVERSITY, SCALES)
+_CAUSES = (
+    START,
+    FEEDBACK,
+    CONFIGURATION,
+    AUTO_ROLLBACK,
+    ROLLBACK,
+    RESET,
+    PROMOTION,
+    DIVERSITY,
+    SCALES,
+    ADOPTION,
+    PROMOTION_ROLLBACK,
+)
+_NAMING_SCALES = (START, SCALES, ADOPTION, PROMOTION_ROLLBACK)
 _K = len(WEIGHTS)
 
 
@@ -526,6 +549,10 @@ def _rederive_others(log: WeightLog, events: _Events) -> Iterator[Finding]:
                 yield _underived(log, row, f"its promotion {log.promotions[row]} is not there")
             elif log.explicit[row] or (shifts.shift[row] != promotion.shift).any():
                 yield _underived(log, row, f"it is not the shift of promotion {promotion.version}")
+        elif cause == ADOPTION:
+            yield from _rederive_adoption(log, row, configuration)
+        elif cause == PROMOTION_ROLLBACK:
+            yield from _rederive_undoing(log, row, configuration)
         elif cause == ROLLBACK:
             yield from _rederive_restoration(log, row, configuration)
         elif cause == AUTO_ROLLBACK:
@@ -559,6 +586,49 @@ def _rederive_restoration(
         yield _underived(log, row, f"it does not restore the weights of version {restored}")
 
 
+def _clipped(weights: Nanos, configuration: LearningConfiguration) -> Nanos:
+    return np.asarray(np.clip(weights, configuration.low_nanos, configuration.high_nanos))
+
+
+def _rederive_adoption(log: WeightLog, row: int, configuration: LearningConfiguration) -> Iterator[Finding]:
+    promotion = log.promoted.get(int(log.promotions[row]))
+    first = int(log.first_rows[int(log.owners[row])])
+    if promotion is None:
+        yield _underived(log, row, f"its promotion {log.promotions[row]} is not there")
+    elif row != first + 1:
+        yield _underived(log, row, "only a new tenant adopts what is promoted, as its first change")
+    elif not _is_constant(log.log.shifts, row, _clipped(promotion.weights, configuration)):
+        yield _underived(log, row, f"it is not what promotion {promotion.version} promoted")
+
+
+def _rederive_undoing(log: WeightLog, row: int, configuration: LearningConfiguration) -> Iterator[Finding]:
+    """A promotion undone: the weights before it again; for a younger tenant, what was promoted before."""
+    revert = log.promoted.get(int(log.promotions[row]))
+    if revert is None or revert.reverts is None:
+        yield _underived(log, row, "it names no promotion that undoes another")
+        return
+    first = int(log.first_rows[int(log.owners[row])])
+    own = slice(first, row)
+    carried = np.flatnonzero(
+        (log.promotions[own] == revert.reverts) & (log.causes[own] == _CAUSES.index(PROMOTION))
+    )
+    if not len(carried):
+        if not _is_constant(log.log.shifts, row, _clipped(revert.weights, configuration)):
+            yield _underived(log, row, f"it is not what was promoted before promotion {revert.reverts}")
+        return
+    shifted = int(carried[-1])
+    brought = log.promoted[revert.reverts].scale_version
+    with_scales = (
+        log.causes[first + shifted - 1] == _CAUSES.index(SCALES)
+        and log.named_scales[first + shifted - 1] == brought
+    )
+    before = shifted - (2 if with_scales else 1)
+    if int(log.restored[row]) != before or not _is_constant(
+        log.log.shifts, row, _clipped(log.log.after[first + before], configuration)
+    ):
+        yield _underived(log, row, f"it does not restore the weights before promotion {revert.reverts}")
+
+
 def _meant_now(log: WeightLog, row: int, scale_version: int, configuration: LearningConfiguration) -> Nanos:
     """The weights after a row, meant in other scales if need be, within the bounds."""
     weights, then = log.log.after[row], log.scales_at(row)
@@ -578,10 +648,10 @@ def _rederive_scales(log: WeightLog, row: int, configuration: LearningConfigurat
 
 def _scales_findings(log: WeightLog) -> Iterator[Finding]:
     """Scales that are not there or named amiss, and tenants that use others than their log says."""
-    may_name = np.isin(log.causes, [_CAUSES.index(START), _CAUSES.index(SCALES)])
+    may_name = np.isin(log.causes, [_CAUSES.index(cause) for cause in _NAMING_SCALES])
     for row in np.flatnonzero(log.named_scales).tolist():
         if not may_name[row]:
-            yield _underived(log, row, "only a start and a change of scales name scales")
+            yield _underived(log, row, "a change of this cause names no scales")
         elif int(log.named_scales[row]) not in log.scales:
             yield _underived(log, row, f"the scales {log.named_scales[row]} are not there")
     ends = (np.cumsum(log.log.lengths) - 1).tolist()
@@ -598,7 +668,9 @@ def _rederive_rollback(
     owner = int(log.owners[row])
     first = int(log.first_rows[owner])
     before = slice(first, row)
-    begun = np.flatnonzero(np.isin(log.causes[before], [_CAUSES.index(AUTO_ROLLBACK), _CAUSES.index(SCALES)]))
+    begun = np.flatnonzero(
+        (log.causes[before] == _CAUSES.index(AUTO_ROLLBACK)) | (log.named_scales[before] > 0)
+    )
     since = int(begun[-1]) if len(begun) else 0
     answered = log.event_seqs[first + since : row]
     answered = answered[answered > 0]
