@@ -397,7 +397,8 @@ def stop_experiment(connection: Connection, experiment_id: str, actor: str, reas
     """
     lock_trials(connection)
     experiment = _require_running(connection, experiment_id)
-    kept = _keep_sessions(connection, experiment)
+    kept = read_live_sessions(connection, experiment)
+    _keep_sessions(connection, experiment_id, kept)
     ended = _end(connection, experiment, "stopped", reason)
     body = {"experiment_id": experiment_id, "reason": reason, "sessions": len(kept)}
     audit.record(connection, audit.SYSTEM, actor, STOPPED, body)
@@ -463,8 +464,7 @@ def read_sessions(connection: Connection, experiment_id: str) -> list[Session]:
     return [Session(*row) for row in rows]
 
 
-def _keep_sessions(connection: Connection, experiment: Experiment) -> list[Session]:
-    sessions = read_live_sessions(connection, experiment)
+def _keep_sessions(connection: Connection, experiment_id: str, sessions: Sequence[Session]) -> None:
     with connection.cursor() as cursor:
         cursor.executemany(
             """
@@ -472,11 +472,10 @@ def _keep_sessions(connection: Connection, experiment: Experiment) -> list[Sessi
             VALUES (%s, %s, %s, %s, %s, %s)
             """,
             [
-                (experiment.experiment_id, one.tenant_id, one.session_id, one.arm, one.value, one.events)
+                (experiment_id, one.tenant_id, one.session_id, one.arm, one.value, one.events)
                 for one in sessions
             ],
         )
-    return sessions
 
 
 def outcomes_of(plan: Plan, sessions: Sequence[Session]) -> dict[str, Moments]:
@@ -538,7 +537,7 @@ def complete_experiment(
     """
     lock_trials(connection)
     experiment = _require_running(connection, experiment_id)
-    sessions = _keep_sessions(connection, experiment)
+    sessions = read_live_sessions(connection, experiment)
     outcomes = outcomes_of(experiment.plan, sessions)
     lacking = {arm: moments.n for arm, moments in outcomes.items() if moments.n < experiment.plan.size}
     if lacking:
@@ -550,6 +549,7 @@ def complete_experiment(
     earlier = [p for (p,) in connection.execute("SELECT p FROM experiment_analyses ORDER BY test")]
     _, lord = lord_levels(earlier, Lord().alpha)
     analysis = analyse(experiment.plan, outcomes, online_level=lord.level if online_bound else None)
+    _keep_sessions(connection, experiment_id, sessions)
     _end(connection, experiment, "completed", "each arm has its sessions")
     body = analysis_json(outcomes, analysis)
     connection.execute(
