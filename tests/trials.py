@@ -121,10 +121,11 @@ class Life:
             return start_canary(connection, name, rule, CONFIGURATION, ACTOR)
 
     def everybody(self, worth: Callable[[str | None], float], sessions: int = 3) -> None:
-        """Sessions of all tenants, of this worth by the arm that they see."""
-        for tenant in self.tenants:
+        """Sessions of all tenants, of this worth by the arm that they see; no two are quite alike."""
+        for number, tenant in enumerate(self.tenants):
             for place in range(sessions):
-                self.session(tenant, lambda arm, place=place: worth(arm) + 0.02 * place)  # type: ignore[misc]
+                little = 0.02 * place + 0.03 * number
+                self.session(tenant, lambda arm, little=little: worth(arm) + little)  # type: ignore[misc]
 
     def look(self, canary: Canary, number: int, guardrails: Mapping[str, Gate] = CLEAN) -> Looked:
         with self.database.as_operator() as connection:
