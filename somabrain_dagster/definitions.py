@@ -15,6 +15,7 @@ from somabrain_dagster.assets.ann_index import ann_index
 from somabrain_dagster.assets.enhancement import enhancement_report
 from somabrain_dagster.assets.feedback import feedback_daily_asset
 from somabrain_dagster.assets.landed import landed_assets
+from somabrain_dagster.assets.trends import performance_trends
 from somabrain_dagster.checks.following import state_follows_what_landed
 from somabrain_dagster.jobs import index_rebuild, learning_chain
 from somabrain_dagster.partitions import feedback_days
@@ -43,6 +44,7 @@ def build_definitions(
             adaptation_state,
             ann_index,
             enhancement_report,
+            performance_trends,
         ],
         asset_checks=[state_follows_what_landed(settings)],
         jobs=[learning_chain, index_rebuild],

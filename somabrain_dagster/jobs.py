@@ -5,17 +5,19 @@ import dagster as dg
 from somabrain_dagster.assets.adaptation import adaptation_state
 from somabrain_dagster.assets.ann_index import ann_index
 from somabrain_dagster.assets.landed import LANDED_KEYS
+from somabrain_dagster.assets.trends import performance_trends
 
 LEARNING_CHAIN = "learning_chain"
 
-PROOF = [*LANDED_KEYS, adaptation_state.key]
+PROOF = [*LANDED_KEYS, adaptation_state.key, performance_trends.key]
 """What the chain does besides aggregating days."""
 
 learning_chain = dg.define_asset_job(
     LEARNING_CHAIN,
     selection=[*PROOF, dg.AssetKey("feedback_daily")],
-    description="Observe what landed, aggregate the days that it is about, and prove the weights. In one "
-    "process: the steps are short, and starting a process costs more than each of them.",
+    description="Observe what landed, aggregate the days that it is about, prove the weights, and "
+    "judge the trends of what is said. In one process: the steps are short, and starting a "
+    "process costs more than each of them.",
     executor_def=dg.in_process_executor,
 )
 

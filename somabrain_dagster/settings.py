@@ -15,6 +15,7 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from somabrain_dagster.learning.configuration import LearningConfiguration
+from somabrain_dagster.learning.trends import TrendRule
 
 _PLACES = {
     "service",
@@ -84,6 +85,9 @@ class Settings(BaseSettings):
         sensor_interval_seconds: how often sensors look.
         service: the knobs of the HTTP service.
         first_day: the first day that an event may be about; days before it are not aggregated.
+        trend_false_discovery_rate: the share of false ones among the trends that are acted upon.
+        trend_effect: by how many standard deviations of its residuals a tenant's utility must have risen or
+            fallen for its trend to be acted upon.
     """
 
     model_config = SettingsConfigDict(env_prefix="SOMABRAIN_", frozen=True, extra="ignore")
@@ -111,6 +115,8 @@ class Settings(BaseSettings):
     sensor_interval_seconds: int = Field(default=300, ge=1)
     service: ServiceSettings = Field(default_factory=ServiceSettings)
     first_day: date = date(2018, 1, 1)
+    trend_false_discovery_rate: float = Field(default=TrendRule.false_discovery_rate, gt=0, lt=1)
+    trend_effect: float = Field(default=TrendRule.effect, ge=0)
 
     @field_validator("home")
     @classmethod
@@ -128,6 +134,11 @@ class Settings(BaseSettings):
         """The global learning configuration."""
         switched = {"dynamic_learning_rate": self.learning_rate_dynamic}
         return LearningConfiguration().overridden(switched | self.learning)
+
+    @cached_property
+    def trend_rule(self) -> TrendRule:
+        """When a trend is acted upon."""
+        return TrendRule(self.trend_false_discovery_rate, self.trend_effect)
 
     @cached_property
     def digest(self) -> str:
