@@ -16,6 +16,7 @@ from somabrain_dagster.assets.enhancement import enhancement_report
 from somabrain_dagster.assets.feedback import feedback_daily_asset
 from somabrain_dagster.assets.landed import landed_assets
 from somabrain_dagster.assets.promotion import promoted_weights, served_weights
+from somabrain_dagster.assets.trends import performance_trends
 from somabrain_dagster.assets.trials import canary_rollout, experiment_results
 from somabrain_dagster.checks.following import state_follows_what_landed
 from somabrain_dagster.jobs import canary_look, experiment_analysis, index_rebuild, learning_chain
@@ -51,6 +52,7 @@ def build_definitions(
             canary_rollout,
             promoted_weights,
             served_weights,
+            performance_trends,
         ],
         asset_checks=[state_follows_what_landed(settings)],
         jobs=[learning_chain, experiment_analysis, canary_look, index_rebuild],

@@ -6,18 +6,20 @@ from somabrain_dagster.assets.adaptation import adaptation_state
 from somabrain_dagster.assets.ann_index import ann_index
 from somabrain_dagster.assets.landed import LANDED_KEYS
 from somabrain_dagster.assets.promotion import promoted_weights, served_weights
+from somabrain_dagster.assets.trends import performance_trends
 from somabrain_dagster.assets.trials import canary_rollout, experiment_results
 
 LEARNING_CHAIN = "learning_chain"
 
-PROOF = [*LANDED_KEYS, adaptation_state.key]
+PROOF = [*LANDED_KEYS, adaptation_state.key, performance_trends.key]
 """What the chain does besides aggregating days."""
 
 learning_chain = dg.define_asset_job(
     LEARNING_CHAIN,
     selection=[*PROOF, dg.AssetKey("feedback_daily")],
-    description="Observe what landed, aggregate the days that it is about, and prove the weights. In one "
-    "process: the steps are short, and starting a process costs more than each of them.",
+    description="Observe what landed, aggregate the days that it is about, prove the weights, and "
+    "judge the trends of what is said. In one process: the steps are short, and starting a "
+    "process costs more than each of them.",
     executor_def=dg.in_process_executor,
 )
 

@@ -19,6 +19,7 @@ from somabrain_dagster.learning.canary import CanaryRule
 from somabrain_dagster.learning.configuration import LearningConfiguration
 from somabrain_dagster.learning.experiments import PromotionRule, sample_size
 from somabrain_dagster.learning.guardrails import GuardrailRule
+from somabrain_dagster.learning.trends import TrendRule
 
 _PLACES = {
     "service",
@@ -170,6 +171,9 @@ class Settings(BaseSettings):
             promotion, or only told.
         guardrail: the knobs of a canary's guardrails.
         first_day: the first day that an event may be about; days before it are not aggregated.
+        trend_false_discovery_rate: the share of false ones among the trends that are acted upon.
+        trend_effect: by how many standard deviations of its residuals a tenant's utility must have risen or
+            fallen for its trend to be acted upon.
     """
 
     model_config = SettingsConfigDict(env_prefix="SOMABRAIN_", frozen=True, extra="ignore")
@@ -201,6 +205,8 @@ class Settings(BaseSettings):
     promotion_fdr: Literal["report", "enforce"] = "report"
     guardrail: GuardrailSettings = Field(default_factory=GuardrailSettings)
     first_day: date = date(2018, 1, 1)
+    trend_false_discovery_rate: float = Field(default=TrendRule.false_discovery_rate, gt=0, lt=1)
+    trend_effect: float = Field(default=TrendRule.effect, ge=0)
 
     @field_validator("home")
     @classmethod
@@ -218,6 +224,11 @@ class Settings(BaseSettings):
         """The global learning configuration."""
         switched = {"dynamic_learning_rate": self.learning_rate_dynamic}
         return LearningConfiguration().overridden(switched | self.learning)
+
+    @cached_property
+    def trend_rule(self) -> TrendRule:
+        """When a trend is acted upon."""
+        return TrendRule(self.trend_false_discovery_rate, self.trend_effect)
 
     @cached_property
     def digest(self) -> str:

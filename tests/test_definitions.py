@@ -32,6 +32,7 @@ ASSETS = {
     "token_usage": ("landed", {"postgres"}, set()),
     "feedback_daily": ("learning", {"postgres"}, {"feedback_events"}),
     "adaptation_state": ("learning", {"postgres", "numpy"}, {"feedback_events", "recalls"}),
+    "performance_trends": ("learning", {"postgres", "scipy"}, {"feedback_events", "adaptation_state"}),
     "ann_index": ("operations", {"postgres"}, {"memories"}),
     "enhancement_report": ("evaluation", {"postgres", "numpy"}, set()),
 }
@@ -44,6 +45,7 @@ CHECKS = {
     ("adaptation_state", "hash_chain_intact"): True,
     ("adaptation_state", "bounds_hold"): False,
     ("adaptation_state", "state_follows_what_landed"): False,
+    ("performance_trends", "no_trend_is_surer_than_its_series_allows"): True,
     ("ann_index", "recall_at_10"): True,
 }
 BY_HAND = {"enhancement_report"}

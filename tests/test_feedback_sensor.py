@@ -116,7 +116,8 @@ def test_a_new_tenant_is_proven_and_no_day_is_counted(chain: Chain) -> None:
     result = chain.follow(asked)
     assert result.success
     assert {event.asset_key for event in result.get_asset_materialization_events()} == {
-        dg.AssetKey("adaptation_state")
+        dg.AssetKey("adaptation_state"),
+        dg.AssetKey("performance_trends"),
     }
     assert not chain.tick().requests
 

@@ -76,7 +76,11 @@ def test_real_ratings_are_observed_counted_and_proven(chain: Chain, instance: dg
     result = chain.run_days(first.isoformat(), last.isoformat())
 
     assert result.success
-    assert set(checks_of(result)) == {*PROOFS, "state_follows_what_landed"}
+    assert set(checks_of(result)) == {
+        *PROOFS,
+        "state_follows_what_landed",
+        "no_trend_is_surer_than_its_series_allows",
+    }
     assert failed_checks(result) == set()
 
     # Counted: what the data themselves say, day by day.

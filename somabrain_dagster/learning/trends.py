@@ -118,6 +118,16 @@ def session_means(sessions: NDArray[np.generic], times: Floats, values: Floats) 
     return _means(labels, times, values)
 
 
+def ordered(times: Floats, means: Floats) -> Series:
+    """Means that were taken elsewhere, in any order, as a series: one bin each, rounded as ours are.
+
+    Args:
+        times: (n,), in any one unit.
+        means: (n,).
+    """
+    return _means(np.arange(len(times)), times, means)
+
+
 def time_bins(series: Series, width: float) -> Series:
     """The means of bins of equal width from the first time on; empty bins are dropped, true times kept."""
     if len(series.times) == 0:
@@ -130,6 +140,11 @@ def coarsened(series: Series, most: int = MOST_BINS) -> Series:
     """The means of at most `most` runs of neighbours, as equal in length as can be; shorter series stay."""
     n = len(series.times)
     return series if n <= most else _means(np.arange(n) * most // n, series.times, series.values)
+
+
+def shows_trends(series: Series) -> bool:
+    """Whether a trend could be told from a series: it has bins enough, and not all of them at one time."""
+    return len(series.times) >= LEAST_BINS and bool(np.ptp(series.times) > 0)
 
 
 def trend(series: Series) -> Trend:
@@ -171,6 +186,11 @@ def trend(series: Series) -> Trend:
         high=float(high),
         effect=_ratio(slope * span, residuals.std(ddof=2)),
     )
+
+
+def trend_line(series: Series, slope: float, times: Floats) -> Floats:
+    """The Theil–Sen line of a slope at these times (m,): it goes through the medians of times and values."""
+    return np.asarray(np.median(series.values) + slope * (times - np.median(series.times)))
 
 
 def autocorrelation(residuals: Floats) -> float:

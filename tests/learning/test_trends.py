@@ -22,9 +22,12 @@ from somabrain_dagster.learning.trends import (
     autocorrelation,
     coarsened,
     judge,
+    ordered,
     session_means,
+    shows_trends,
     time_bins,
     trend,
+    trend_line,
 )
 
 pytestmark = pytest.mark.learning
@@ -158,6 +161,23 @@ def test_what_cannot_be_judged_is_refused(series: Series, message: str) -> None:
         trend(series)
 
 
+@given(st.integers(1, 60), st.sampled_from([0.0, 1.0]))
+def test_what_shows_trends_is_what_is_not_refused(n: int, apart: float) -> None:
+    series = Series(apart * np.arange(n, dtype=np.float64), np.arange(n, dtype=np.float64))
+    if shows_trends(series):
+        trend(series)
+    else:
+        with pytest.raises(ValueError, match=r"needs|at the same time"):
+            trend(series)
+
+
+def test_the_line_is_theil_and_sens() -> None:
+    series = generated(3, 41, 0.3, ramp=1.0)
+    slope, intercept, _, _ = theilslopes(series.values, series.times)
+    drawn = trend_line(series, slope, series.times)
+    np.testing.assert_allclose(drawn, intercept + slope * series.times, atol=1e-12)
+
+
 # Bins
 
 
@@ -182,6 +202,17 @@ def test_the_order_of_the_events_does_not_matter(order: list[int]) -> None:
     )
     np.testing.assert_allclose(shuffled.times, plain.times)
     assert shuffled.values.tolist() == plain.values.tolist()
+
+
+@given(st.permutations(range(20)))
+def test_means_taken_elsewhere_become_the_same_series(order: list[int]) -> None:
+    """Those of a database, say, which adds up in an order of its own."""
+    generator = np.random.default_rng(0)
+    times, values = generator.random(20), generator.random(20)
+    found = ordered(times[order], values[order] + 1e-16)
+    own = session_means(np.arange(20), times, values)
+    np.testing.assert_allclose(found.times, own.times)
+    assert found.values.tolist() == own.values.tolist()
 
 
 def test_equal_utilities_are_a_constant_however_many_are_added_up() -> None:
