@@ -97,7 +97,7 @@ class CanarySettings(BaseSettings):
     """Whom new weights are tried on first, and what ends the trial, from `SOMABRAIN_CANARY_*`.
 
     Attributes:
-        share, strata, hours, hours_before, alpha, margin, sessions: as in `CanaryRule`.
+        share, strata, hours, hours_before, alpha, margin, sessions, guardrails: as in `CanaryRule`.
     """
 
     model_config = SettingsConfigDict(env_prefix="SOMABRAIN_CANARY_", frozen=True, extra="ignore")
@@ -109,6 +109,7 @@ class CanarySettings(BaseSettings):
     alpha: float = Field(default=CanaryRule.alpha, gt=0, lt=0.5)
     margin: float = Field(default=CanaryRule.margin, gt=0)
     sessions: int = Field(default=CanaryRule.sessions, ge=2)
+    guardrails: tuple[Literal["error_rate", "latency_p95"], ...] = ("error_rate", "latency_p95")
 
     @field_validator("hours")
     @classmethod

@@ -61,9 +61,19 @@ class Chain:
     def definitions(self) -> dg.Definitions:
         return build_definitions(self.settings)
 
-    def run(self, tags: dict[str, str], selection: Any = None) -> dg.ExecuteInProcessResult:
-        return self.definitions.resolve_job_def(LEARNING_CHAIN).execute_in_process(
-            run_config=QUIETLY,
+    @property
+    def brain(self) -> dg.ResourceDefinition:
+        return brain_resource(self.settings)
+
+    def run(
+        self,
+        tags: dict[str, str],
+        selection: Any = None,
+        job: str = LEARNING_CHAIN,
+        config: dict[str, Any] | None = None,
+    ) -> dg.ExecuteInProcessResult:
+        return self.definitions.resolve_job_def(job).execute_in_process(
+            run_config={**(config or {}), **QUIETLY},
             instance=self.instance,
             tags=tags,
             asset_selection=selection,
@@ -73,20 +83,67 @@ class Chain:
     def run_days(self, first: str, last: str) -> dg.ExecuteInProcessResult:
         return self.run({FIRST_DAY_TAG: first, LAST_DAY_TAG: last})
 
-    def tick(self) -> "Tick":
-        """One look of the sensor."""
+    def tick(self, sensor: str = "feedback_landed") -> "Tick":
+        """One look of a sensor."""
         with dg.build_sensor_context(
             instance=self.instance,
             definitions=self.definitions,
-            resources={"brain": brain_resource(self.settings)},
+            resources={"brain": self.brain},
         ) as context:
-            seen = self.definitions.resolve_sensor_def("feedback_landed").evaluate_tick(context)
+            seen = self.definitions.resolve_sensor_def(sensor).evaluate_tick(context)
         return Tick(list(seen.run_requests or []), seen.skip_message or "", seen.cursor)
 
     def follow(self, tick: "Tick") -> dg.ExecuteInProcessResult:
         """The run that a tick asked for."""
         (request,) = tick.requests
-        return self.run(dict(request.tags), request.asset_selection)
+        return self.run(
+            dict(request.tags),
+            request.asset_selection,
+            request.job_name or LEARNING_CHAIN,
+            dict(request.run_config),
+        )
+
+    def materialise(self, asset: str) -> dg.ExecuteInProcessResult:
+        """An asset alone, as a person does it in the UI."""
+        return self.definitions.resolve_implicit_global_asset_job_def().execute_in_process(
+            run_config=QUIETLY,
+            instance=self.instance,
+            asset_selection=[dg.AssetKey(asset)],
+            raise_on_error=False,
+        )
+
+    def run_days(self, first: str, last: str) -> dg.ExecuteInProcessResult:
+        return self.run({FIRST_DAY_TAG: first, LAST_DAY_TAG: last})
+
+    def tick(self, sensor: str = "feedback_landed") -> "Tick":
+        """One look of a sensor."""
+        with dg.build_sensor_context(
+            instance=self.instance,
+            definitions=self.definitions,
+            resources={"brain": self.brain},
+        ) as context:
+            seen = self.definitions.resolve_sensor_def(sensor).evaluate_tick(context)
+        return Tick(list(seen.run_requests or []), seen.skip_message or "", seen.cursor)
+
+    def follow(self, tick: "Tick") -> dg.ExecuteInProcessResult:
+        """The run that a tick asked for."""
+        (request,) = tick.requests
+        return self.run(
+            dict(request.tags),
+            request.asset_selection,
+            request.job_name or LEARNING_CHAIN,
+            dict(request.run_config),
+        )
+
+    def materialise(self, asset: str) -> dg.ExecuteInProcessResult:
+        """An asset alone, as a person does it in the UI."""
+        return dg.materialize(
+            [self.definitions.resolve_assets_def(asset)],
+            instance=self.instance,
+            resources={"brain": self.brain},
+            run_config=QUIETLY,
+            raise_on_error=False,
+        )
 
     @property
     def position(self) -> str:

@@ -195,8 +195,8 @@ def _tried(connection: Connection, tenant: str) -> None:
     connection.execute(
         """
         INSERT INTO tenant_fits (
-            tenant_id, last_seq, first_seq, recalls, promotion_version, registry_version, scale_version, prior,
-            weights, accepted, gates
+            tenant_id, last_seq, first_seq, recalls, promotion_version, registry_version, scale_version,
+            prior, weights, accepted, gates
         ) VALUES (%s, 1, 1, 1, 0, 1, 1, %s, %s, false, '[]')
         """,
         (tenant, weights, weights),
@@ -204,8 +204,8 @@ def _tried(connection: Connection, tenant: str) -> None:
     connection.execute(
         """
         INSERT INTO performance_trends (
-            tenant_id, feedback_seq, bins, tau, p, uncorrected_p, autocorrelation, slope, low, high, effect, q,
-            direction
+            tenant_id, feedback_seq, bins, tau, p, uncorrected_p, autocorrelation, slope, low, high, effect,
+            q, direction
         ) VALUES (%s, 1, 30, 0, 1, 1, 0, 0, 0, 0, 0, 1, 0)
         """,
         (tenant,),

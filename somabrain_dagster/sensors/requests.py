@@ -30,6 +30,7 @@ def run_for(
     *,
     asset_selection: Sequence[dg.AssetKey] | None = None,
     run_config: Mapping[str, Any] | None = None,
+    undone: bool = False,
 ) -> dg.RunRequest | dg.DagsterRun:
     """The request of a run for what is due, or the run that it had and that would end as it did again.
 
@@ -39,9 +40,13 @@ def run_for(
         tags: what is due, in such words that the same thing has the same tags.
         asset_selection: of the job's assets; None for all.
         run_config: of the run.
+        undone: a run that succeeded does not leave the same thing due, unless what it did was undone.
     """
     earlier = instance.get_runs(dg.RunsFilter(job_name=job, tags=dict(tags)), limit=MOST_RUNS)
-    if len(earlier) == MOST_RUNS or any(_ended_by_itself(instance, run) for run in earlier):
+    final = [run for run in earlier if _ended_by_itself(instance, run)]
+    if undone:
+        final = [run for run in final if run.status is not dg.DagsterRunStatus.SUCCESS]
+    if len(earlier) == MOST_RUNS or final:
         return earlier[0]
     return dg.RunRequest(
         run_key=" ".join((*tags.values(), *(run.run_id for run in earlier))),

@@ -44,9 +44,11 @@ def experiment_due(connection: Connection, settings: Settings) -> Due:
             f"{arm} {moments.n} of {progress.size}" for arm, moments in progress.outcomes.items()
         )
         if progress.complete:
-            return Due(f"{name} complete", f"each arm of {name} has its sessions: {sessions}")
+            return Due(f"{experiment.salt} complete", f"each arm of {name} has its sessions: {sessions}")
         if progress.harmful:
-            return Due(f"{name} harm", f"{', '.join(progress.harmful)} of {name} does harm: {sessions}")
+            return Due(
+                f"{experiment.salt} harm", f"{', '.join(progress.harmful)} of {name} does harm: {sessions}"
+            )
         return Due(None, f"{name} runs: {sessions}")
     if running_canary(connection) is not None:
         return Due(None, "no experiment runs, since a canary does")
@@ -67,11 +69,12 @@ def canary_due(connection: Connection, settings: Settings) -> Due:
     if canary is None:
         return Due(None, "no canary runs")
     name = f"canary {canary.canary_id}"
+    tag = f"{name} of {canary.started_at.isoformat()}"
     look = due_look(connection, canary)
     if look is not None:
-        return Due(f"{name} look {look}", f"look {look} at {name} is due")
+        return Due(f"{tag} look {look}", f"look {look} at {name} is due")
     if canary.allowed:
-        return _unless_manual(settings, f"{name} promote", f"{name} may be promoted")
+        return _unless_manual(settings, f"{tag} promote", f"{name} may be promoted")
     return Due(None, f"{name} runs: {len(canary.looks)} of {len(canary.rule.hours)} looks were taken")
 
 
@@ -148,7 +151,7 @@ def _asked(
     config: Mapping[str, object] = {
         "ops": {asset: {"config": {"change": settings.autopilot}} for asset in changing}
     }
-    request = run_for(context.instance, job, {DUE_TAG: due.what}, run_config=config)
+    request = run_for(context.instance, job, {DUE_TAG: due.what}, run_config=config, undone=True)
     if isinstance(request, dg.DagsterRun):
         return dg.SensorResult(
             skip_reason=f"{due.why}, but its run {request.run_id} ended as {request.status.value.lower()}: "
