@@ -112,39 +112,6 @@ class Chain:
             raise_on_error=False,
         )
 
-    def run_days(self, first: str, last: str) -> dg.ExecuteInProcessResult:
-        return self.run({FIRST_DAY_TAG: first, LAST_DAY_TAG: last})
-
-    def tick(self, sensor: str = "feedback_landed") -> "Tick":
-        """One look of a sensor."""
-        with dg.build_sensor_context(
-            instance=self.instance,
-            definitions=self.definitions,
-            resources={"brain": self.brain},
-        ) as context:
-            seen = self.definitions.resolve_sensor_def(sensor).evaluate_tick(context)
-        return Tick(list(seen.run_requests or []), seen.skip_message or "", seen.cursor)
-
-    def follow(self, tick: "Tick") -> dg.ExecuteInProcessResult:
-        """The run that a tick asked for."""
-        (request,) = tick.requests
-        return self.run(
-            dict(request.tags),
-            request.asset_selection,
-            request.job_name or LEARNING_CHAIN,
-            dict(request.run_config),
-        )
-
-    def materialise(self, asset: str) -> dg.ExecuteInProcessResult:
-        """An asset alone, as a person does it in the UI."""
-        return dg.materialize(
-            [self.definitions.resolve_assets_def(asset)],
-            instance=self.instance,
-            resources={"brain": self.brain},
-            run_config=QUIETLY,
-            raise_on_error=False,
-        )
-
     @property
     def position(self) -> str:
         with self.database.snapshot() as connection:
