@@ -32,6 +32,7 @@ from somabrain_dagster.store.labelled_recalls import (
 from somabrain_dagster.store.positions import Head, read_heads
 from somabrain_dagster.store.promotions import lock_promotions, promoted, promoted_scales
 from somabrain_dagster.store.scales import add_next_scales, read_scales
+from somabrain_dagster.store.trends import read_falling
 from somabrain_dagster.store.trials import TrialRunning, lock_trials, require_no_trial
 
 LABELS: tuple[Label, ...] = ("full", "bandit")
@@ -75,7 +76,7 @@ def due(connection: Connection, events: int) -> Due | NotDue:
     except TrialRunning as running:
         return NotDue(str(running))
     new = {label: _unseen(connection, label) for label in LABELS}
-    falling = tuple(_falling(connection))
+    falling = tuple(read_falling(connection))
     for label in LABELS:
         if new[label] >= events:
             return Due(label, f"{new[label]:,} new feedback events with label {label}", falling)
@@ -107,23 +108,6 @@ def _unseen(connection: Connection, label: Label) -> int:
     ).fetchone()
     assert row is not None
     return int(row[0])
-
-
-def _falling(connection: Connection) -> list[str]:
-    """Tenants whose newest trend falls, up to feedback that no proposal has looked at."""
-    rows = connection.execute(
-        """
-        SELECT tenant_id FROM (
-            SELECT DISTINCT ON (tenant_id) tenant_id, feedback_seq, direction
-            FROM performance_trends ORDER BY tenant_id, feedback_seq DESC
-        ) AS newest
-        WHERE direction = -1 AND feedback_seq > coalesce(
-            (SELECT max(last_seq) FROM proposal_tenants p WHERE p.tenant_id = newest.tenant_id), 0
-        )
-        ORDER BY tenant_id
-        """
-    )
-    return [tenant_id for (tenant_id,) in rows]
 
 
 @dataclass(frozen=True, eq=False)
