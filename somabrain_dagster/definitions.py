@@ -2,7 +2,8 @@
 
 What landed (`assets/landed.py`) is observed, aggregated by day (`assets/feedback.py`) and proven
 (`assets/adaptation.py`) by one job (`jobs.py`), which a sensor (`sensors/feedback.py`) runs when it sees that
-something new has landed. Indexes (`assets/ann_index.py`) are rebuilt by the calendar (`schedules.py`).
+something new has landed. The same job fits weights to what feedback taught (`assets/proposals.py`). Indexes
+(`assets/ann_index.py`) are rebuilt by the calendar (`schedules.py`).
 """
 
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from somabrain_dagster.assets.enhancement import enhancement_report
 from somabrain_dagster.assets.feedback import feedback_daily_asset
 from somabrain_dagster.assets.landed import landed_assets
 from somabrain_dagster.assets.promotion import promoted_weights, served_weights
+from somabrain_dagster.assets.proposals import parameter_proposals, tenant_weights
 from somabrain_dagster.assets.trends import performance_trends
 from somabrain_dagster.assets.trials import canary_rollout, experiment_results
 from somabrain_dagster.checks.following import state_follows_what_landed
@@ -53,6 +55,8 @@ def build_definitions(
             promoted_weights,
             served_weights,
             performance_trends,
+            parameter_proposals,
+            tenant_weights,
         ],
         asset_checks=[state_follows_what_landed(settings)],
         jobs=[learning_chain, experiment_analysis, canary_look, index_rebuild],

@@ -6,20 +6,27 @@ from somabrain_dagster.assets.adaptation import adaptation_state
 from somabrain_dagster.assets.ann_index import ann_index
 from somabrain_dagster.assets.landed import LANDED_KEYS
 from somabrain_dagster.assets.promotion import promoted_weights, served_weights
+from somabrain_dagster.assets.proposals import parameter_proposals, tenant_weights
 from somabrain_dagster.assets.trends import performance_trends
 from somabrain_dagster.assets.trials import canary_rollout, experiment_results
 
 LEARNING_CHAIN = "learning_chain"
 
-PROOF = [*LANDED_KEYS, adaptation_state.key, performance_trends.key]
+PROOF = [
+    *LANDED_KEYS,
+    adaptation_state.key,
+    performance_trends.key,
+    parameter_proposals.key,
+    tenant_weights.key,
+]
 """What the chain does besides aggregating days."""
 
 learning_chain = dg.define_asset_job(
     LEARNING_CHAIN,
     selection=[*PROOF, dg.AssetKey("feedback_daily")],
-    description="Observe what landed, aggregate the days that it is about, prove the weights, and "
-    "judge the trends of what is said. In one process: the steps are short, and starting a "
-    "process costs more than each of them.",
+    description="Observe what landed, aggregate the days that it is about, prove the weights, judge the "
+    "trends of what is said, and where enough is new fit better weights, for everybody and for each tenant. "
+    "In one process: the steps are short, and starting a process costs more than each of them.",
     executor_def=dg.in_process_executor,
 )
 

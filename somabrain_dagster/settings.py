@@ -175,6 +175,9 @@ class Settings(BaseSettings):
         trend_false_discovery_rate: the share of false ones among the trends that are acted upon.
         trend_effect: by how many standard deviations of its residuals a tenant's utility must have risen or
             fallen for its trend to be acted upon.
+        proposal_events: how many new labelled feedback events make a proposal of weights for everybody due.
+        tenant_fit_events: how many make a fit of a tenant's own weights due.
+        fit_recalls: of how many labelled recalls of each tenant, the newest, a fit learns.
     """
 
     model_config = SettingsConfigDict(env_prefix="SOMABRAIN_", frozen=True, extra="ignore")
@@ -208,6 +211,9 @@ class Settings(BaseSettings):
     first_day: date = date(2018, 1, 1)
     trend_false_discovery_rate: float = Field(default=TrendRule.false_discovery_rate, gt=0, lt=1)
     trend_effect: float = Field(default=TrendRule.effect, ge=0)
+    proposal_events: int = Field(default=100, ge=1)
+    tenant_fit_events: int = Field(default=25, ge=1)
+    fit_recalls: int = Field(default=500, ge=1)
 
     @field_validator("home")
     @classmethod

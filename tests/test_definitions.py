@@ -35,6 +35,16 @@ ASSETS = {
     "performance_trends": ("learning", {"postgres", "scipy"}, {"feedback_events", "adaptation_state"}),
     "ann_index": ("operations", {"postgres"}, {"memories"}),
     "enhancement_report": ("evaluation", {"postgres", "numpy"}, set()),
+    "parameter_proposals": (
+        "learning",
+        {"postgres", "numpy"},
+        {"performance_trends", "recalls", "feedback_events"},
+    ),
+    "tenant_weights": (
+        "learning",
+        {"postgres", "numpy"},
+        {"adaptation_state", "recalls", "parameter_proposals"},
+    ),
 }
 OBSERVED = {"feedback_events", "memories", "recalls", "token_usage"}
 CHECKS = {
@@ -47,6 +57,7 @@ CHECKS = {
     ("adaptation_state", "state_follows_what_landed"): False,
     ("performance_trends", "no_trend_is_surer_than_its_series_allows"): True,
     ("ann_index", "recall_at_10"): True,
+    ("parameter_proposals", "accepted_proposals_pass_their_gates"): True,
 }
 BY_HAND = {"enhancement_report"}
 BY_CALENDAR = {"ann_index"}

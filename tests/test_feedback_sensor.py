@@ -118,6 +118,8 @@ def test_a_new_tenant_is_proven_and_no_day_is_counted(chain: Chain) -> None:
     assert {event.asset_key for event in result.get_asset_materialization_events()} == {
         dg.AssetKey("adaptation_state"),
         dg.AssetKey("performance_trends"),
+        dg.AssetKey("parameter_proposals"),
+        dg.AssetKey("tenant_weights"),
     }
     assert not chain.tick().requests
 

@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from somabrain_dagster.assets.proposals import tenant_weights
 from somabrain_dagster.jobs import LEARNING_CHAIN, PROOF, learning_chain
 from somabrain_dagster.partitions import last_day
 from somabrain_dagster.resources.brain import Brain
@@ -33,8 +34,8 @@ def feedback_landed_sensor(settings: Settings, days: dg.DailyPartitionsDefinitio
         minimum_interval_seconds=settings.sensor_interval_seconds,
         default_status=dg.DefaultSensorStatus.RUNNING,
         description="Runs the learning chain over the days that new feedback is about, once for each "
-        "position of the log. It only aggregates and proves, and changes no weights, so it runs whether or "
-        "not the autopilot is on.",
+        "position of the log. It aggregates, proves and proposes whether or not the autopilot is on; only "
+        "with it does it carry out fits of tenants' own weights.",
     )
     def feedback_landed(
         context: dg.SensorEvaluationContext, brain: dg.ResourceParam[Brain]
@@ -63,6 +64,7 @@ def feedback_landed_sensor(settings: Settings, days: dg.DailyPartitionsDefinitio
             tags,
             # Without new days there is nothing to aggregate, and only the weights are proven.
             asset_selection=PROOF if unseen.first is None else None,
+            run_config={"ops": {tenant_weights.op.name: {"config": {"change": settings.autopilot}}}},
         )
         if isinstance(request, dg.DagsterRun):
             return _skip(

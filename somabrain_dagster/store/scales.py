@@ -1,7 +1,7 @@
 """The scales that features are divided by: a small reference table in which a version never changes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -85,6 +85,24 @@ def read_scale_versions(connection: Connection, tenants: Sequence[str]) -> list[
         (list(tenants),),
     )
     return [version for (version,) in rows]
+
+
+def add_next_scales(connection: Connection, scales: Scales, measured_from: str) -> Scales:
+    """Add scales under the next version, and return them with it.
+
+    Args:
+        connection: an operator's transaction.
+        scales: their version is not read.
+        measured_from: on what, and how often, for a person.
+
+    Raises:
+        ValueError: a scale is not a number above 0.
+    """
+    connection.execute("SELECT pg_advisory_xact_lock(hashtext('somabrain_scales'))")
+    (newest,) = connection.execute("SELECT max(version) FROM feature_scales").fetchone() or (0,)
+    added = replace(scales, version=newest + 1)
+    add_scales(connection, added, measured_from)
+    return added
 
 
 def add_scales(connection: Connection, scales: Scales, measured_from: str) -> None:

@@ -16,6 +16,7 @@ from psycopg.rows import dict_row
 
 from somabrain_dagster.learning.configuration import LearningConfiguration
 from somabrain_dagster.learning.features import FEATURES, Floats
+from somabrain_dagster.learning.gates import failed
 from somabrain_dagster.learning.guard import first_trip, to_micros
 from somabrain_dagster.learning.lesson import (
     AUTO_ROLLBACK,
@@ -27,7 +28,7 @@ from somabrain_dagster.learning.lesson import (
 from somabrain_dagster.learning.neuromodulators import RewardState, Trace, hold, trace_segments
 from somabrain_dagster.learning.policy import Scales, rescaled
 from somabrain_dagster.learning.replay import Log, replay
-from somabrain_dagster.learning.shifts import Shifts
+from somabrain_dagster.learning.shifts import Shifts, constant
 from somabrain_dagster.learning.weights import NAMES, WEIGHTS, Nanos
 from somabrain_dagster.store.adaptation import (
     ADOPTION,
@@ -50,6 +51,7 @@ from somabrain_dagster.store.promotions import (
 from somabrain_dagster.store.scales import FIRST_SCALES, list_scales, read_scale_versions
 from somabrain_dagster.store.steering import DIVERSITY
 from somabrain_dagster.store.step_proof import step_problems
+from somabrain_dagster.store.tenant_fits import TENANT_FIT, TenantFit, read_applied_fits, shift_of
 from somabrain_dagster.store.weight_log import START_HASH
 
 Integers = NDArray[np.int64]
@@ -73,6 +75,7 @@ _CAUSES = (
     SCALES,
     ADOPTION,
     PROMOTION_ROLLBACK,
+    TENANT_FIT,
 )
 _NAMING_SCALES = (START, SCALES, ADOPTION, PROMOTION_ROLLBACK)
 _K = len(WEIGHTS)
@@ -117,6 +120,7 @@ class WeightLog:
         named_scales: (N,) the scales that the row names, 0 where it names none.
         scales: by version.
         scale_versions: (T,) the scales that each tenant's recalls use.
+        fits: of tenants to their own feedback, by tenant and the version that carried them out.
         states: (T,) the live states.
     """
 
@@ -134,6 +138,7 @@ class WeightLog:
     named_scales: Integers
     scales: Mapping[int, Scales]
     scale_versions: Integers
+    fits: Mapping[tuple[str, int], TenantFit]
     states: list[AdaptationState]
 
     @property
@@ -236,6 +241,7 @@ def read_log(connection: Connection) -> WeightLog:
         scale_versions=np.array(
             read_scale_versions(connection, [state.tenant_id for state in states]), dtype=np.int64
         ),
+        fits={(fit.tenant_id, fit.applied_version or 0): fit for fit in read_applied_fits(connection)},
         states=states,
     )
 
@@ -441,6 +447,7 @@ def rederivation_findings(connection: Connection, log: WeightLog) -> Iterator[Fi
         yield _underived(log, row, "the configuration that it names is not stored")
     yield from _rederive_others(log, events)
     yield from _scales_findings(log)
+    yield from _fits_without_change(log)
     configurations = {bytes.fromhex(known.digest): known for known in log.known}
     for problem in step_problems(connection, configurations):
         yield Finding(REDERIVATION, problem.tenant_id, problem.version, problem.message)
@@ -520,7 +527,7 @@ def _levels(trace: Trace) -> Floats:
 
 
 def _rederive_others(log: WeightLog, events: _Events) -> Iterator[Finding]:
-    """Changes that answer no event: starts, resets, configurations, rollbacks, promotions, scales."""
+    """Changes that answer no event: starts, resets, configurations, rollbacks, promotions, scales, fits."""
     shifts = log.log.shifts
     first_rows = log.first_rows
     started = np.zeros(len(log.causes), dtype=np.bool_)
@@ -553,6 +560,8 @@ def _rederive_others(log: WeightLog, events: _Events) -> Iterator[Finding]:
             yield from _rederive_adoption(log, row, configuration)
         elif cause == PROMOTION_ROLLBACK:
             yield from _rederive_undoing(log, row, configuration)
+        elif cause == TENANT_FIT:
+            yield from _rederive_fit(log, row, configuration)
         elif cause == ROLLBACK:
             yield from _rederive_restoration(log, row, configuration)
         elif cause == AUTO_ROLLBACK:
@@ -566,10 +575,14 @@ def _rederive_others(log: WeightLog, events: _Events) -> Iterator[Finding]:
 
 
 def _is_constant(shifts: Shifts, row: int, weights: Nanos) -> bool:
+    return _is(shifts, row, constant(weights))
+
+
+def _is(shifts: Shifts, row: int, one: Shifts) -> bool:
     return bool(
-        (shifts.low[row] == weights).all()
-        and (shifts.high[row] == weights).all()
-        and not shifts.shift[row].any()
+        (shifts.shift[row] == one.shift).all()
+        and (shifts.low[row] == one.low).all()
+        and (shifts.high[row] == one.high).all()
     )
 
 
@@ -659,6 +672,27 @@ def _scales_findings(log: WeightLog) -> Iterator[Finding]:
         if (left := log.scales_at(end)) != used:
             message = f"its recalls use scales {used}, its log left it with {left}"
             yield Finding(REDERIVATION, tenant_id, None, message)
+
+
+def _rederive_fit(log: WeightLog, row: int, configuration: LearningConfiguration) -> Iterator[Finding]:
+    fit = log.fits.get((log.tenant_of(row), int(log.log.versions[row])))
+    if fit is None:
+        yield _underived(log, row, "no fit of the tenant names it")
+    elif not fit.accepted or failed(fit.gates):
+        yield _underived(log, row, f"the fit up to event {fit.last_seq} was refused")
+    elif fit.scale_version != log.scales_at(row):
+        yield _underived(log, row, f"the fit up to event {fit.last_seq} is meant in other scales")
+    elif not _is(log.log.shifts, row, shift_of(fit.weights, configuration)):
+        yield _underived(log, row, f"it is not what the fit up to event {fit.last_seq} came to")
+
+
+def _fits_without_change(log: WeightLog) -> Iterator[Finding]:
+    rows = np.flatnonzero(log.causes == _CAUSES.index(TENANT_FIT)).tolist()
+    carried_out = {(log.tenant_of(row), int(log.log.versions[row])) for row in rows}
+    for (tenant_id, version), fit in log.fits.items():
+        if (tenant_id, version) not in carried_out:
+            message = f"the fit up to event {fit.last_seq} names a change that is none"
+            yield Finding(REDERIVATION, tenant_id, version, message)
 
 
 def _rederive_rollback(

@@ -21,7 +21,8 @@ from somabrain_dagster.store.database import Database
 from somabrain_dagster.store.trials import Overlay
 from somabrain_dagster.store.verification import verify
 from tests.brain import changes_of, events_of
-from tests.evidence.stage import CONFIGURATION, PLAN, PRIOR, Stage, blinded, folded
+from tests.evidence.stage import CONFIGURATION, PRIOR, Stage, blinded, folded
+from tests.reenacted import PLAN
 
 pytestmark = pytest.mark.learning
 
