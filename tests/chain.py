@@ -1,7 +1,12 @@
 """What the tests of the Dagster project share: a real instance, the project's definitions, runs and ticks."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
@@ -159,3 +164,37 @@ def checks_of(result: dg.ExecuteInProcessResult) -> dict[str, dg.AssetCheckEvalu
 
 def failed_checks(result: dg.ExecuteInProcessResult) -> set[str]:
     return {name for name, evaluation in checks_of(result).items() if not evaluation.passed}
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.1)
+
+
+@contextmanager
+def daemon(environment: Mapping[str, str], workspace: Path, log: Path) -> Iterator[None]:
+    """Dagster's daemon, as it runs in production."""
+    program = str(Path(sys.executable).parent / "dagster-daemon")
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [program, "run", "-w", str(workspace)],
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield
+    except AssertionError as error:
+        error.add_note(log.read_text()[-5000:])
+        raise
+    finally:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

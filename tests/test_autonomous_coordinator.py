@@ -3,23 +3,43 @@
 The worth of sessions is generated here, with a known effect; everything else is real.
 """
 
+import os
 from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.scheduler.instigation import TickStatus
 
 from somabrain_dagster.embedded import PostgresServer, ValkeyServer
 from somabrain_dagster.jobs import CANARY_LOOK, EXPERIMENT_ANALYSIS
 from somabrain_dagster.memory.embedding import Embedder
+from somabrain_dagster.operations.dagster_home import prepare, workspace
+from somabrain_dagster.operations.reenactment import reenact
+from somabrain_dagster.operations.servers import Servers
 from somabrain_dagster.store.audit import SYSTEM, verify_chain
 from somabrain_dagster.store.cache import SnapshotCache
 from somabrain_dagster.store.canaries import list_canaries, running_canary
 from somabrain_dagster.store.database import Database
 from somabrain_dagster.store.experiments import read_experiment
 from somabrain_dagster.store.promotions import promoted
+from somabrain_dagster.store.verification import verify
 from tests.brain import CONFIGURATION, new_tenants
-from tests.chain import Chain, Tick, checks_of, new_instance, settings_for
+from tests.chain import (
+    Chain,
+    Tick,
+    checks_of,
+    daemon,
+    new_instance,
+    opened_instance,
+    settings_for,
+    wait_until,
+)
+from tests.conftest import new_database
+from tests.reenacted import PLAN, SETTINGS, Reenactment
 from tests.trials import Life, new_life
 
 pytestmark = pytest.mark.learning
@@ -244,3 +264,53 @@ def test_a_canary_that_holds_at_its_last_look_waits_for_a_person(pilot: Chain, l
     assert pilot.tick("experiment_complete").skipped == (
         "no experiment runs, and no accepted proposal waits for one"
     )
+
+
+def test_a_hundred_events_land_and_the_daemon_itself_updates_the_weights(
+    postgres: PostgresServer,
+    database: Database,
+    valkey: ValkeyServer,
+    empty_template: str,
+    minilm: Embedder,
+    reenactment: Reenactment,
+    tmp_path: Path,
+) -> None:
+    """Real questions, each with the answer that was really given; nothing is touched but what lands."""
+    settings = settings_for(database.url, valkey, home=tmp_path)
+    with ExitStack() as stack:
+        storage = stack.enter_context(new_database(postgres, empty_template))
+        servers = Servers(database.url, postgres.url(storage), valkey.url)
+        environment = {
+            **os.environ,
+            **prepare(settings, servers),
+            "SOMABRAIN_SENSOR_INTERVAL_SECONDS": "1",
+            "SOMABRAIN_AUTOPILOT": "1",
+        }
+        opened = stack.enter_context(opened_instance(settings, servers))
+        log = tmp_path / "daemon.log"
+        stack.enter_context(daemon(environment, workspace(settings), log))
+        wait_until(lambda: "feedback_landed skipped: everything up to position" in log.read_text())
+
+        told = reenactment.stories[:2]
+        reenact(database, minilm, SETTINGS, told, replace(PLAN, feedback=100, held_out=1))
+
+        def updates() -> list[tuple[str, int]]:
+            with database.snapshot() as connection:
+                return connection.execute(
+                    "SELECT tenant_id, version FROM weight_changes WHERE cause = 'tenant_fit'"
+                ).fetchall()
+
+        wait_until(lambda: bool(updates()))
+        (tick, *_) = opened.get_ticks(
+            *next(
+                (state.instigator_origin_id, state.selector_id)
+                for state in opened.all_instigator_state()
+                if state.instigator_name == "feedback_landed"
+            ),
+            statuses=[TickStatus.SUCCESS],
+            limit=1,
+        )
+        assert tick.run_ids, "the update came of a run that the sensor's own tick asked for"
+        with database.snapshot() as connection:
+            assert connection.execute("SELECT count(*) FROM parameter_proposals").fetchone() == (1,)
+            assert [str(finding) for finding in verify(connection).findings] == []
