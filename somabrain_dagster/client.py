@@ -108,9 +108,10 @@ class SomaBrain:
         said = [self._tenant | dict(feedback) for feedback in feedbacks]
         return self._ask(FeedbackResults, "POST", "/context/feedback", json=said, headers=headers)
 
-    def state(self) -> StateAnswer:
-        """The tenant's weights and neuromodulators, now."""
-        return self._ask(StateAnswer, "GET", "/context/adaptation/state", params=self._tenant)
+    def state(self, session_id: str | None = None) -> StateAnswer:
+        """The tenant's weights and neuromodulators, now, and the arm that a session sees."""
+        params = self._tenant | ({} if session_id is None else {"session_id": session_id})
+        return self._ask(StateAnswer, "GET", "/context/adaptation/state", params=params)
 
     def history(self, below: int | None = None, limit: int = 100) -> HistoryAnswer:
         """What changed the tenant's weights, the newest first."""

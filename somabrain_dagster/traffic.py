@@ -66,7 +66,7 @@ class Cast:
     people: int = 100
     conversations: int = 120
     messages: int = 16
-    questions: int = 4
+    questions: int = 3
 
 
 def staged(data: ChitChat, cast: Cast) -> list[Story]:

@@ -12,8 +12,19 @@ LAYERS = [
     {"learning"},
     {"store"},
     {"memory", "corpus", "operations"},
-    {"assets", "checks", "sensors", "schedules", "jobs", "partitions", "resources", "serving", "client"},
-    {"definitions", "demo", "cli"},
+    {
+        "assets",
+        "checks",
+        "sensors",
+        "schedules",
+        "jobs",
+        "partitions",
+        "resources",
+        "serving",
+        "client",
+        "traffic",
+    },
+    {"definitions", "ticks", "demo", "learn", "cli"},
 ]
 ASIDE = {"settings", "embedded"}
 """Imported by any room above `learning`, and importing no other room but each other."""

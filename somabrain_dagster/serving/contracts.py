@@ -100,6 +100,12 @@ class TenantQuery(_Strict, frozen=True):
     tenant_id: TenantName | msgspec.UnsetType = msgspec.UNSET
 
 
+class StateQuery(TenantQuery, frozen=True):
+    """Which tenant, and the session that sees an arm of what is on trial."""
+
+    session_id: Word | msgspec.UnsetType = msgspec.UNSET
+
+
 class NamedTenantQuery(_Strict, frozen=True):
     """Which tenant; only operators ask, whose key is no tenant's."""
 
@@ -172,7 +178,8 @@ class StateAnswer(msgspec.Struct, frozen=True, kw_only=True):
         prediction_error: of the last feedback.
         feedback_seq: its number, 0 before the first.
         hash: of the last change.
-        arm: of an experiment that shifts the weights as they are read; null for none.
+        arm: what the session, or the tenant where none is given, sees of what is on trial: it shifts the
+            weights as they are read; null for none. A session of an experiment is named by `session_id`.
         source: where the answer was read.
     """
 

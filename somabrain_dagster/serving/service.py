@@ -20,8 +20,9 @@ from somabrain_dagster.serving.logs import RequestLog
 from somabrain_dagster.serving.metrics import Metrics
 from somabrain_dagster.serving.request_tallies import COUNTED, RequestTallies
 from somabrain_dagster.serving.states import States
+from somabrain_dagster.serving.trials import HeardTrials
 from somabrain_dagster.settings import Settings
-from somabrain_dagster.store import keys, notifications
+from somabrain_dagster.store import keys, notifications, trials
 from somabrain_dagster.store.adaptation import AdaptationState
 from somabrain_dagster.store.cache import SnapshotCache
 from somabrain_dagster.store.database import Database
@@ -61,6 +62,7 @@ class Service:
         )
         self.snapshots = SnapshotCache(servers.redis_url)
         self.states = States(self.database, self.snapshots, self.configuration, knobs.states_in_memory)
+        self.trials = HeardTrials(self.database)
         self.working = WorkingMemory(
             servers.redis_url, settings.working_memory_capacity, settings.working_memory_seconds
         )
@@ -72,7 +74,7 @@ class Service:
         self.committer: Committer
         self._listener = Listener(
             servers.database_url,
-            [notifications.STATES, keys.NOTIFICATIONS],
+            [notifications.STATES, keys.NOTIFICATIONS, trials.CHANNEL],
             self._connected,
             self._heard,
             self._lost,
@@ -192,6 +194,7 @@ class Service:
     def _connected(self) -> None:
         began = time.perf_counter()
         states, configurations = self.states.restore()
+        self._know_trials()
         self._loop.call_soon_threadsafe(self.states.take_all, states, configurations)
         self._loop.call_soon_threadsafe(self.gatekeeper.forget_all)
         _log.info("restored the states of %d tenants in %.3f s", len(states), time.perf_counter() - began)
@@ -199,8 +202,14 @@ class Service:
     def _heard(self, channel: str, payload: str) -> None:
         if channel == notifications.STATES:
             self._loop.call_soon_threadsafe(self.states.hear, notifications.versions(payload))
+        elif channel == trials.CHANNEL:
+            self._know_trials()
         else:
             self._loop.call_soon_threadsafe(self.gatekeeper.forget, payload)
 
+    def _know_trials(self) -> None:
+        self._loop.call_soon_threadsafe(self.trials.take, self.trials.read())
+
     def _lost(self) -> None:
         self._loop.call_soon_threadsafe(self.states.doubt)
+        self._loop.call_soon_threadsafe(self.trials.doubt)

@@ -31,13 +31,13 @@ REPAIR_SECONDS = 1.0
 
 
 class _Held:
-    """A state, and its answer once somebody has asked."""
+    """A state, and its answer by arm, once somebody has asked."""
 
-    __slots__ = ("answer", "state")
+    __slots__ = ("answers", "state")
 
     def __init__(self, state: AdaptationState) -> None:
         self.state = state
-        self.answer: bytes | None = None
+        self.answers: dict[str | None, bytes] = {}
 
 
 class States:
@@ -129,33 +129,37 @@ class States:
         if self._known.get(state.tenant_id, -1) <= state.version:
             self._known.pop(state.tenant_id, None)
 
-    def answer_from_memory(self, tenant_id: str) -> bytes | None:
-        """The answer if memory has it and can be trusted."""
+    def answer_from_memory(self, tenant_id: str, arm: str | None = None) -> bytes | None:
+        """The answer if memory has it and can be trusted; see `answer`."""
         held = self._held.get(tenant_id)
         if held is None or not self._true or tenant_id in self._known:
             return None
-        if held.answer is None:
+        if arm not in held.answers:
             if held.state.configuration not in self._configurations:
                 return None
-            held.answer = self._encoded(snapshot_of(held.state), "memory")
-        return held.answer
+            held.answers[arm] = self._encoded(snapshot_of(held.state), "memory", arm)
+        return held.answers[arm]
 
-    async def answer(self, tenant_id: str) -> bytes:
+    async def answer(self, tenant_id: str, arm: str | None = None) -> bytes:
         """The answer, from wherever it is true.
+
+        Args:
+            tenant_id: whose state.
+            arm: that the one who asks sees; None for none.
 
         Raises:
             UnknownTenant: there is no such tenant.
             DatabaseUnreachable: neither memory nor Redis can be trusted, and Postgres does not answer.
         """
-        return self.answer_from_memory(tenant_id) or await self._answer_from_elsewhere(tenant_id)
+        return self.answer_from_memory(tenant_id, arm) or await self._answer_from_elsewhere(tenant_id, arm)
 
-    async def _answer_from_elsewhere(self, tenant_id: str) -> bytes:
+    async def _answer_from_elsewhere(self, tenant_id: str, arm: str | None) -> bytes:
         if self._true and self.redis_whole:
             snapshot = await asyncio.to_thread(self._snapshot, tenant_id)
             if snapshot is not None:
-                return self._encoded(snapshot, "redis")
+                return self._encoded(snapshot, "redis", arm)
         state = await self._read(tenant_id)
-        return self._encoded(snapshot_of(state), "postgres")
+        return self._encoded(snapshot_of(state), "postgres", arm)
 
     async def state(self, tenant_id: str) -> AdaptationState:
         """The state itself, from memory if that can be trusted, else from Postgres.
@@ -210,7 +214,7 @@ class States:
         known = self._configurations.get(configuration or b"", self._configuration)
         return float(effective_rate(known, levels["dopamine"]))
 
-    def _encoded(self, snapshot: dict[str, Any], source: str) -> bytes:
+    def _encoded(self, snapshot: dict[str, Any], source: str, arm: str | None) -> bytes:
         digest = bytes.fromhex(snapshot["configuration"])
         configuration = self._configurations[digest]
         neuromodulators = dict(snapshot["neuromodulators"])
@@ -227,7 +231,7 @@ class States:
                 "prediction_error": delta,
                 "feedback_seq": snapshot["feedback_seq"],
                 "hash": snapshot["hash"],
-                "arm": None,
+                "arm": arm,
                 "updated_at": snapshot["updated_at"],
                 "source": source,
             }

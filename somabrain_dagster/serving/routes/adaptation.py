@@ -17,6 +17,7 @@ from somabrain_dagster.serving.contracts import (
     NeuromodulatorsRequest,
     RollbackRequest,
     StateAnswer,
+    StateQuery,
     TenantQuery,
 )
 from somabrain_dagster.serving.operations import Call, Operation
@@ -28,9 +29,11 @@ from somabrain_dagster.store.adaptation import AdaptationState, read_state
 
 async def state(call: Call) -> Answer:
     """The state, from memory if it is true there."""
-    states = call.service.states
-    tenant_id = call.about(call.query(TenantQuery).tenant_id)
-    return Answer(states.answer_from_memory(tenant_id) or await states.answer(tenant_id))
+    asked = call.query(StateQuery)
+    tenant_id = call.about(asked.tenant_id)
+    session_id = None if asked.session_id is msgspec.UNSET else asked.session_id
+    arm = (await call.service.trials.now()).arm_of(tenant_id, session_id)
+    return Answer(await call.service.states.answer(tenant_id, arm))
 
 
 async def history_(call: Call) -> Answer:
@@ -101,7 +104,8 @@ async def reset(call: Call) -> Answer:
 
 async def _answer(call: Call, changed: AdaptationState) -> Answer:
     call.service.changed([changed])
-    return Answer(await call.service.states.answer(changed.tenant_id))
+    arm = (await call.service.trials.now()).arm_of(changed.tenant_id, None)
+    return Answer(await call.service.states.answer(changed.tenant_id, arm))
 
 
 async def neuromodulators(call: Call) -> Answer:
@@ -151,8 +155,8 @@ OPERATIONS = (
         "GET",
         "/context/adaptation/state",
         state,
-        "A tenant's weights, neuromodulators and learning rate, now.",
-        query=TenantQuery,
+        "A tenant's weights, neuromodulators and learning rate, now; and the arm that a session sees.",
+        query=StateQuery,
         answers={200: StateAnswer},
         problems=(404, 429),
     ),
