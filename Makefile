@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up down status test test-slow lint types format evidence calibration bench-serving chaos-serving first-light
+.PHONY: help install demo learn up down status test test-slow lint types format evidence calibration bench-serving chaos-serving first-light
 
 help: ## Say what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -15,6 +15,9 @@ install: .venv/.installed ## Make the virtual environment from the lock file.
 
 demo: install ## Import 100 people's real conversations, materialise everything, print a report.
 	@$(BIN)/somabrain demo
+
+learn: install ## The learning chain on real conversations, from an empty brain to a promotion or a no; ten minutes.
+	@$(BIN)/somabrain learn
 
 up: export SOMABRAIN_SENSOR_INTERVAL_SECONDS ?= 5
 up: export SOMABRAIN_AUTOPILOT ?= 1

@@ -1,17 +1,13 @@
 """The demo: real conversations in, feedback landed, everything materialised by Dagster, and a report."""
 
 import logging
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing
 
-import dagster as dg
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from somabrain_dagster.definitions import build_definitions
-from somabrain_dagster.jobs import LEARNING_CHAIN
 from somabrain_dagster.learning.weights import NAMES, WEIGHTS, to_units
 from somabrain_dagster.operations import chitchat, dagster_home, servers
 from somabrain_dagster.operations.summary import ImportSummary, Progress
@@ -19,6 +15,7 @@ from somabrain_dagster.resources.brain import Brain
 from somabrain_dagster.settings import Settings
 from somabrain_dagster.store.adaptation import read_states
 from somabrain_dagster.store.verification import Verification, WeightLog, verify
+from somabrain_dagster.ticks import Ticks, instance_in
 
 logging.getLogger("dagster").setLevel(logging.WARNING)  # its story is in the UI, the report is here
 
@@ -51,46 +48,22 @@ def materialise(settings: Settings, running: servers.Servers) -> str:
     Raises:
         dagster.DagsterExecutionStepExecutionError: a step failed.
     """
-    definitions = build_definitions(settings)
     database, snapshots = servers.open_store(running)
-    with _instance(dagster_home.prepare(settings, running)) as instance:
-        try:
-            context = dg.build_sensor_context(
-                instance=instance, resources={"brain": Brain(settings, database, snapshots)}
-            )
-            context.log.setLevel(logging.WARNING)
-            seen = definitions.get_repository_def().get_sensor_def("feedback_landed")(context)
-        finally:
-            snapshots.close()
-            database.close()
-        assert isinstance(seen, dg.SensorResult)
-        for request in seen.run_requests or []:
-            run = definitions.resolve_job_def(LEARNING_CHAIN).execute_in_process(
-                instance=instance,
-                run_config={"loggers": {"console": {"config": {"log_level": "ERROR"}}}},
-                tags=dict(request.tags),
-                asset_selection=request.asset_selection,
-            )
-            checks = run.get_asset_check_evaluations()
-            return (
-                f"run {run.run_id} of {LEARNING_CHAIN}\n"
-                f"  observed: {_assets(run.get_asset_observation_events())}\n"
-                f"  materialised: {_assets(run.get_asset_materialization_events())}\n"
-                f"  checks: {sum(check.passed for check in checks)} of {len(checks)} passed"
-            )
-    return f"nothing to materialise: {seen.skip_reason.skip_message if seen.skip_reason else ''}"
-
-
-def _assets(events: Iterable[dg.DagsterEvent]) -> str:
-    return ", ".join(sorted({event.asset_key.to_user_string() for event in events if event.asset_key}))
-
-
-@contextmanager
-def _instance(environment: Mapping[str, str]) -> Iterator[dg.DagsterInstance]:
-    """Dagster's instance in this environment, which steps that run here see too."""
-    os.environ.update(environment)
-    with dg.DagsterInstance.get() as instance:
-        yield instance
+    with (
+        database,
+        closing(snapshots),
+        instance_in(dagster_home.prepare(settings, running)) as instance,
+    ):
+        ticks = Ticks(build_definitions(settings), instance, Brain(settings, database, snapshots))
+        look = ticks.look("feedback_landed")
+    for ran in look.runs:
+        return (
+            f"run {ran.run_id} of {ran.job}\n"
+            f"  observed: {', '.join(ran.observed)}\n"
+            f"  materialised: {', '.join(ran.materialised)}\n"
+            f"  checks: {sum(check.passed for check in ran.checks)} of {len(ran.checks)} passed"
+        )
+    return f"nothing to materialise: {look.skipped}"
 
 
 def verify_all(running: servers.Servers) -> Verification:

@@ -7,15 +7,18 @@ one question after the other, in the order in which the person really spoke. Nob
 is a randomised re-enactment on recorded conversations, and no experiment with users.
 """
 
+import os
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from types import TracebackType
 from typing import Self
 
+import httpx
 import msgspec
 import numpy as np
 
@@ -23,6 +26,7 @@ from somabrain_dagster.client import Refused, SomaBrain
 from somabrain_dagster.memory.embedding import Embedder
 from somabrain_dagster.memory.memories import Memories
 from somabrain_dagster.memory.remember import embedded_text
+from somabrain_dagster.operations import processes
 from somabrain_dagster.operations.chitchat import ChitChat, Conversation
 from somabrain_dagster.operations.reenactment import (
     Counter,
@@ -37,6 +41,7 @@ from somabrain_dagster.operations.reenactment import (
     sessions,
     story,
 )
+from somabrain_dagster.operations.servers import Servers
 from somabrain_dagster.operations.summary import Progress, unwatched
 from somabrain_dagster.settings import Settings
 from somabrain_dagster.store.adaptation import create_tenants
@@ -48,6 +53,11 @@ ACTOR = "traffic"
 
 REMEMBERING, SESSIONS = "remembering", "sessions"
 """What progress is told of, besides the embedding."""
+
+SERVICE_PORT = 8450
+"""Of the service beside; the next free one if it is taken."""
+
+READY_SECONDS = 60.0
 
 _NO_CANDIDATE = "urn:somabrain:problem:unknown_candidate"
 
@@ -146,7 +156,7 @@ class Traffic:
             url: of the service.
             stories: of each tenant.
             cast: how much is asked.
-            workers: threads; each is a client that waits for its answers.
+            workers: threads, each a client that waits for its answers.
         """
         self._database, self._embedder, self._settings = database, embedder, settings
         self._url, self._workers = url, workers
@@ -179,7 +189,7 @@ class Traffic:
         once = EmbeddedOnce(self._embedder)
         memories = chain.from_iterable(told.memories for told in self._stories.values())
         texts = once.prepare(
-            (embedded_text(memory.speaker, memory.text) for memory in memories), self._workers, progress
+            (embedded_text(memory.speaker, memory.text) for memory in memories), os.cpu_count() or 1, progress
         )
         embedded = time.monotonic()
         with self._database.as_operator() as connection:
@@ -276,7 +286,42 @@ class _Asked:
     seconds: float
 
 
-def halves(every: Sequence[Session], share: float) -> tuple[list[Session], list[Session]]:
+class ServiceDown(RuntimeError):
+    """The service does not come up; the message says where its log is."""
+
+
+@contextmanager
+def service_beside(settings: Settings, running: Servers) -> Iterator[str]:
+    """The HTTP service as a process of its own until the end of the block; its URL once it is ready.
+
+    Args:
+        settings: whose home its log goes to; it has the knobs of this process's environment.
+        running: the servers that it works with.
+
+    Raises:
+        ServiceDown: it ended, or was not ready in time.
+    """
+    port = processes.free_port(SERVICE_PORT)
+    url, log = f"http://127.0.0.1:{port}", settings.home / "logs" / "service.log"
+    command = [sys.executable, "-m", "somabrain_dagster.serving", "--port", str(port)]
+    environment = {**os.environ, **running.environment(), "SOMABRAIN_HOME": str(settings.home)}
+    with processes.beside(command, environment, log) as process:
+        deadline = time.monotonic() + READY_SECONDS
+        while not _ready(url):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise ServiceDown(f"the service does not come up: {log} says why")
+            time.sleep(0.1)
+        yield url
+
+
+def _ready(url: str) -> bool:
+    try:
+        return bool(httpx.get(f"{url}/readyz", timeout=2).json()["listening"])
+    except httpx.TransportError:
+        return False
+
+
+def parts(every: Sequence[Session], share: float) -> tuple[list[Session], list[Session]]:
     """The first share of each tenant's sessions, and all that follow; each in the order of its real time."""
     count: dict[str, int] = {}
     for session in every:

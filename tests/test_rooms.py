@@ -24,7 +24,7 @@ LAYERS = [
         "client",
         "traffic",
     },
-    {"definitions", "ticks", "demo", "learn", "cli"},
+    {"definitions", "ticks", "demo", "story", "learn", "cli"},
 ]
 ASIDE = {"settings", "embedded"}
 """Imported by any room above `learning`, and importing no other room but each other."""

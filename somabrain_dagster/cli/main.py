@@ -130,6 +130,36 @@ def demo() -> None:
 
 
 @main.command()
+@click.option("--people", type=click.IntRange(min=2), help="Tenants, the heaviest first.  [default: 100]")
+@click.option("--conversations", type=click.IntRange(min=1), help="Of each, at most.  [default: 120]")
+@click.option("--canary-minutes", type=click.FloatRange(min=0, min_open=True), help="In place of 48 hours.")
+@explained
+def learn(people: int | None, conversations: int | None, canary_minutes: float | None) -> None:
+    """Run the learning chain on real conversations, from an empty brain to a promotion or an honest no.
+
+    It has a home of its own, `learn` in the home, made anew each time.
+    """
+    # Dagster takes a second to import: only what needs it waits for it.
+    from somabrain_dagster import learn as show
+    from somabrain_dagster.traffic import Cast
+
+    settings = Settings()
+    cast = Cast(people or Cast.people, conversations or Cast.conversations)
+    with watched() as progress:
+        verification = show.run(
+            settings, show.Performance(cast, canary_minutes=canary_minutes), console, progress
+        )
+    console.print("\n[bold]What is proven of it[/]")
+    show_verification(verification)
+    home = settings.home / "learn"
+    console.print(
+        f"\n`SOMABRAIN_HOME={home} make up` opens it in Dagster's UI", highlight=False, soft_wrap=True
+    )
+    if verification.findings:
+        sys.exit(1)
+
+
+@main.command()
 @click.option("--port", default=3000, show_default=True, help="Of the UI; the next free one if it is taken.")
 @click.option("--service-port", default=8400, show_default=True, help="Of the HTTP service; likewise.")
 @explained

@@ -31,7 +31,9 @@ def free_port(preferred: int, attempts: int = 20) -> int:
 
 
 @contextmanager
-def beside(command: Sequence[str], environment: Mapping[str, str], log: Path) -> Iterator[None]:
+def beside(
+    command: Sequence[str], environment: Mapping[str, str], log: Path
+) -> Iterator["subprocess.Popen[bytes]"]:
     """Run a program beside this one, and end it with all that it started at the end of the block.
 
     Args:
@@ -42,7 +44,7 @@ def beside(command: Sequence[str], environment: Mapping[str, str], log: Path) ->
     log.parent.mkdir(parents=True, exist_ok=True)
     process = _start(command, environment, log)
     try:
-        yield
+        yield process
     finally:
         _end([process])
 
