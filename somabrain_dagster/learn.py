@@ -42,7 +42,7 @@ WAIT_SECONDS = 3.0
 class Performance:
     """How the chain is shown.
 
-    At the defaults an experiment gets its 352 sessions, and after it a canary of 10% of the tenants about 250,
+    At the defaults an experiment gets its 352 sessions; after it a canary of 10% of the tenants gets some 250,
     and its 176 for 93 of 100 draws of who they are.
 
     Attributes:
