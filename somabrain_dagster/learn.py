@@ -42,8 +42,8 @@ WAIT_SECONDS = 3.0
 class Performance:
     """How the chain is shown.
 
-    At the defaults an experiment gets its 352 sessions; after it a canary of 10% of the tenants gets some 250,
-    and its 176 for 93 of 100 draws of who they are.
+    At the defaults an experiment gets its 352 sessions; after it a canary of 10% of the tenants gets about
+    250, and its 176 for 93 of 100 draws of who they are.
 
     Attributes:
         cast: who takes part.
@@ -157,7 +157,7 @@ class Show:
         story.title("What the chain does")
         kept = max(len(rest) - self._performance.afterwards, 0)
         coming = batches(rest[:kept], self._performance.batch)
-        story.tell(ticks.tick())
+        self._let(ticks)
         while story.ending is None:
             batch = next(coming, None)
             if batch is not None:
@@ -166,11 +166,16 @@ class Show:
                 time.sleep(WAIT_SECONDS)
             else:
                 break
-            story.tell(ticks.tick())
+            self._let(ticks)
         left = sum(map(len, coming))
         if story.promoted:
             self._play(rest[kept:], AFTERWARDS)
         story.end(left)
+
+    def _let(self, ticks: Ticks) -> None:
+        """Let the sensors do what they find to be due."""
+        for looks in ticks.settle():
+            self._story.tell(looks)
 
     def _play(self, batch: Sequence[Session], phase: str) -> None:
         began = time.monotonic()

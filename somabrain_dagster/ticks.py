@@ -5,6 +5,7 @@ instance, with cursors and run keys kept as it keeps them. Sensors that watch ru
 fails here raises its error.
 """
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -87,6 +88,14 @@ class Ticks:
         """Look at each sensor once."""
         return [self.look(name) for name in self.sensors]
 
+    def settle(self) -> Iterator[list[Look]]:
+        """Look at all of them again and again, until none asks for a run."""
+        asked = True
+        while asked:
+            looks = self.tick()
+            asked = any(look.runs for look in looks)
+            yield looks
+
     def look(self, name: str) -> Look:
         """Look at a sensor once, and make the runs that it asks for.
 
@@ -100,6 +109,7 @@ class Ticks:
             definitions=self._definitions,
             resources={"brain": self._brain},
         ) as context:
+            context.log.setLevel(logging.WARNING)
             seen = sensor.evaluate_tick(context)
         self._cursors[name] = seen.cursor
         for request in seen.dynamic_partitions_requests or []:
