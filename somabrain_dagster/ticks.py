@@ -144,7 +144,15 @@ class Ticks:
 
 @contextmanager
 def instance_in(environment: Mapping[str, str]) -> Iterator[dg.DagsterInstance]:
-    """Dagster's instance in this environment, which steps that run here see too."""
+    """Dagster's instance in an environment that steps which run here see too, until the end of the block."""
+    before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)
-    with dg.DagsterInstance.get() as instance:
-        yield instance
+    try:
+        with dg.DagsterInstance.get() as instance:
+            yield instance
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
