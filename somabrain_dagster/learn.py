@@ -50,7 +50,8 @@ class Performance:
         collecting: the share of each tenant's sessions, the first ones, before the chain begins.
         batch: sessions between two looks at the sensors.
         afterwards: sessions, the last ones, that are kept for what comes after a promotion.
-        canary_minutes: how long a canary's hours last; None for twice as long as its traffic should take.
+        canary_minutes: how long a canary's hours last; None for half as long again as all the traffic that is
+            left when the collecting ends should take.
     """
 
     cast: Cast = field(default_factory=Cast)
@@ -112,7 +113,7 @@ def own_settings(settings: Settings, canary: CanarySettings) -> Settings:
 
 def shortened(canary: CanarySettings, performance: Performance, seconds: float) -> CanarySettings:
     """A canary with the same looks in less time, which traffic of so many seconds fits into."""
-    minutes = performance.canary_minutes or max(LEAST_MINUTES, math.ceil(2 * seconds / 60))
+    minutes = performance.canary_minutes or max(LEAST_MINUTES, math.ceil(1.5 * seconds / 60))
     return canary.model_copy(
         update={"hours": tuple(hour / canary.hours[-1] * minutes / 60 for hour in canary.hours)}
     )
