@@ -404,7 +404,7 @@ def bandit_gate() -> Iterator[Rate]:
 
 def pooled_gate() -> Iterator[Rate]:
     """The whole of what proposes weights for everybody: the half-life chosen, the fit, and its gate."""
-    draws, count, candidates, features = 200, 600, 15, len(FEATURES)
+    draws, count, candidates, features = 100, 600, 15, len(FEATURES)
     generator = np.random.default_rng(9)
     box, start, truth = np.full(features, 5.0), np.zeros(features), np.zeros(features)
     start[0], truth[0], truth[RECENCY] = 1.0, 1.0, 0.5
@@ -435,7 +435,7 @@ def pooled_gate() -> Iterator[Rate]:
 
 def tenants_gate() -> Iterator[Rate]:
     """A tenant's own fit, by its own recalls alone."""
-    draws = 500
+    draws = 400
     generator = np.random.default_rng(10)
     for truth, count, meaningless, prior, least, most in (
         ("shuffled labels, 50 recalls", 50, True, START, None, 0.1),
