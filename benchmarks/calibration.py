@@ -19,7 +19,7 @@ from scipy.signal import lfilter
 from somabrain_dagster.learning.canary import CanaryRule, TenantPeriods, decide
 from somabrain_dagster.learning.choices import Choices, log_probabilities
 from somabrain_dagster.learning.comparison import compare
-from somabrain_dagster.learning.configuration import GuardConfiguration
+from somabrain_dagster.learning.configuration import GuardConfiguration, LearningConfiguration
 from somabrain_dagster.learning.experiments import Arm, Plan, analyse, sample_ratio, sample_size
 from somabrain_dagster.learning.features import FEATURES
 from somabrain_dagster.learning.gated_fit import gated_fit
@@ -37,9 +37,12 @@ from somabrain_dagster.learning.offpolicy import (
     rewarded,
 )
 from somabrain_dagster.learning.optimizer import fit
+from somabrain_dagster.learning.policy import Scales
 from somabrain_dagster.learning.pooled_fit import pooled_fit
+from somabrain_dagster.learning.proposal import from_answers
 from somabrain_dagster.learning.sequential import LEAST_UNITS, log_evidence
 from somabrain_dagster.learning.trends import Series, Trend, TrendRule, judge, trend
+from somabrain_dagster.learning.weights import RETRIEVAL, to_units
 
 Floats = NDArray[np.float64]
 
@@ -402,8 +405,30 @@ def bandit_gate() -> Iterator[Rate]:
             yield Rate("gate, label=bandit", truth, happened, draws, float(np.mean(worse)), most=0.1)
 
 
+def proposals() -> Iterator[Rate]:
+    """The whole of a proposal, composed: the fit, its gates, τ; no half-lives, which have no ages here."""
+    draws = 400
+    generator = np.random.default_rng(9)
+    configuration = LearningConfiguration()
+    start, scales = configuration.start_nanos, Scales(1, (1.0,) * len(FEATURES), 3600.0)
+    better, same = np.array([1.0, 0.2, 0.8, -0.5, 0.3, 0.6]), to_units(start)[RETRIEVAL]
+    for truth, meaningless, weights, least, most in (
+        ("shuffled labels", True, better, None, 0.1),
+        ("nothing left to gain", False, same, None, 0.1),
+        ("a true improvement", False, better, 0.8, None),
+    ):
+        accepted = 0
+        for _ in range(draws):
+            choices = recalls(generator, 600, weights)
+            if meaningless:
+                choices = shuffled(generator, choices)
+            ages = np.zeros(len(choices.features))
+            accepted += from_answers(choices, ages, start, scales, configuration, ()).accepted
+        yield Rate("proposal", truth, "accepted", draws, accepted / draws, least, most)
+
+
 def pooled_gate() -> Iterator[Rate]:
-    """The whole of what proposes weights for everybody: the half-life chosen, the fit, and its gate."""
+    """The fit that a proposal for everybody rests on, with the half-life to be chosen too, and its gate."""
     draws, count, candidates, features = 100, 600, 15, len(FEATURES)
     generator = np.random.default_rng(9)
     box, start, truth = np.full(features, 5.0), np.zeros(features), np.zeros(features)
@@ -482,6 +507,7 @@ MEASURES = (
     canaries,
     full_gate,
     bandit_gate,
+    proposals,
     pooled_gate,
     tenants_gate,
     guards,

@@ -21,7 +21,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from somabrain_dagster.cli import explained, watched
+from somabrain_dagster.cli.console import explained, watched
 from somabrain_dagster.memory.embedders import embedder_of
 from somabrain_dagster.operations import servers
 from somabrain_dagster.operations.enhancement import STARTING

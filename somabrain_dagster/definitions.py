@@ -2,7 +2,8 @@
 
 What landed (`assets/landed.py`) is observed, aggregated by day (`assets/feedback.py`) and proven
 (`assets/adaptation.py`) by one job (`jobs.py`), which a sensor (`sensors/feedback.py`) runs when it sees that
-something new has landed. Indexes (`assets/ann_index.py`) are rebuilt by the calendar (`schedules.py`).
+something new has landed. The same job fits weights to what feedback taught (`assets/proposals.py`). Indexes
+(`assets/ann_index.py`) are rebuilt by the calendar (`schedules.py`).
 """
 
 from collections.abc import Mapping
@@ -15,14 +16,19 @@ from somabrain_dagster.assets.ann_index import ann_index
 from somabrain_dagster.assets.enhancement import enhancement_report
 from somabrain_dagster.assets.feedback import feedback_daily_asset
 from somabrain_dagster.assets.landed import landed_assets
+from somabrain_dagster.assets.promotion import promoted_weights, served_weights
+from somabrain_dagster.assets.proposals import parameter_proposals, tenant_weights
 from somabrain_dagster.assets.trends import performance_trends
+from somabrain_dagster.assets.trials import canary_rollout, experiment_results
 from somabrain_dagster.checks.following import state_follows_what_landed
-from somabrain_dagster.jobs import index_rebuild, learning_chain
+from somabrain_dagster.jobs import canary_look, experiment_analysis, index_rebuild, learning_chain
 from somabrain_dagster.partitions import feedback_days
 from somabrain_dagster.resources.brain import brain_resource
 from somabrain_dagster.schedules import weekly_index_rebuild
 from somabrain_dagster.sensors.failure import run_failure_sensor
 from somabrain_dagster.sensors.feedback import feedback_landed_sensor
+from somabrain_dagster.sensors.tenants import tenants_sensor
+from somabrain_dagster.sensors.trials import canary_clock_sensor, experiment_complete_sensor
 from somabrain_dagster.settings import Settings
 
 
@@ -44,12 +50,24 @@ def build_definitions(
             adaptation_state,
             ann_index,
             enhancement_report,
+            experiment_results,
+            canary_rollout,
+            promoted_weights,
+            served_weights,
             performance_trends,
+            parameter_proposals,
+            tenant_weights,
         ],
         asset_checks=[state_follows_what_landed(settings)],
-        jobs=[learning_chain, index_rebuild],
+        jobs=[learning_chain, experiment_analysis, canary_look, index_rebuild],
         schedules=[weekly_index_rebuild],
-        sensors=[feedback_landed_sensor(settings, days), run_failure_sensor(settings)],
+        sensors=[
+            feedback_landed_sensor(settings, days),
+            experiment_complete_sensor(settings),
+            canary_clock_sensor(settings),
+            tenants_sensor(settings),
+            run_failure_sensor(settings),
+        ],
         resources={"brain": brain_resource(settings), **(resources or {})},
     )
 

@@ -5,19 +5,47 @@ import dagster as dg
 from somabrain_dagster.assets.adaptation import adaptation_state
 from somabrain_dagster.assets.ann_index import ann_index
 from somabrain_dagster.assets.landed import LANDED_KEYS
+from somabrain_dagster.assets.promotion import promoted_weights, served_weights
+from somabrain_dagster.assets.proposals import parameter_proposals, tenant_weights
 from somabrain_dagster.assets.trends import performance_trends
+from somabrain_dagster.assets.trials import canary_rollout, experiment_results
 
 LEARNING_CHAIN = "learning_chain"
 
-PROOF = [*LANDED_KEYS, adaptation_state.key, performance_trends.key]
+PROOF = [
+    *LANDED_KEYS,
+    adaptation_state.key,
+    performance_trends.key,
+    parameter_proposals.key,
+    tenant_weights.key,
+]
 """What the chain does besides aggregating days."""
 
 learning_chain = dg.define_asset_job(
     LEARNING_CHAIN,
     selection=[*PROOF, dg.AssetKey("feedback_daily")],
-    description="Observe what landed, aggregate the days that it is about, prove the weights, and "
-    "judge the trends of what is said. In one process: the steps are short, and starting a "
-    "process costs more than each of them.",
+    description="Observe what landed, aggregate the days that it is about, prove the weights, judge the "
+    "trends of what is said, and where enough is new fit better weights, for everybody and for each tenant. "
+    "In one process: the steps are short, and starting a process costs more than each of them.",
+    executor_def=dg.in_process_executor,
+)
+
+EXPERIMENT_ANALYSIS = "experiment_analysis"
+
+experiment_analysis = dg.define_asset_job(
+    EXPERIMENT_ANALYSIS,
+    selection=[experiment_results, canary_rollout],
+    description="Look at the experiment: analyse it once it is complete, end it where it does harm, begin "
+    "the one that waits; and begin the canary of an arm that is better.",
+    executor_def=dg.in_process_executor,
+)
+
+CANARY_LOOK = "canary_look"
+
+canary_look = dg.define_asset_job(
+    CANARY_LOOK,
+    selection=[canary_rollout, promoted_weights, served_weights],
+    description="Take the look at the canary that is due, promote what it allows, and publish the weights.",
     executor_def=dg.in_process_executor,
 )
 

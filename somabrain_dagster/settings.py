@@ -8,13 +8,17 @@ import hashlib
 import json
 from datetime import date
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from somabrain_dagster.learning.canary import CanaryRule
 from somabrain_dagster.learning.configuration import LearningConfiguration
+from somabrain_dagster.learning.experiments import PromotionRule, sample_size
+from somabrain_dagster.learning.guardrails import GuardrailRule
 from somabrain_dagster.learning.trends import TrendRule
 
 _PLACES = {
@@ -61,6 +65,84 @@ class ServiceSettings(BaseSettings):
     telemetry: bool = False
 
 
+class ExperimentSettings(BaseSettings):
+    """When an arm of an experiment is better for certain and by enough, from `SOMABRAIN_EXPERIMENT_*`.
+
+    Attributes:
+        alpha: p, by Holm's method over the arms, must be below it.
+        effect: Cohen's d must be above it, and experiments are planned to find it.
+        power: how often they find it.
+        sample_ratio: arms of sizes that chance gives more rarely than this make an experiment invalid.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="SOMABRAIN_EXPERIMENT_", frozen=True, extra="ignore")
+
+    alpha: float = Field(default=0.05, gt=0, lt=0.5)
+    effect: float = Field(default=0.3, gt=0)
+    power: float = Field(default=0.8, gt=0.5, lt=1)
+    sample_ratio: float = Field(default=0.001, gt=0, lt=1)
+
+    @property
+    def rule(self) -> PromotionRule:
+        """When an arm is promoted."""
+        return PromotionRule(self.alpha, self.effect, self.sample_ratio)
+
+    @property
+    def size(self) -> int:
+        """How many sessions an arm takes: 176 at the defaults."""
+        return sample_size(self.effect, alpha=self.alpha, power_wanted=self.power)
+
+
+class CanarySettings(BaseSettings):
+    """Whom new weights are tried on first, and what ends the trial, from `SOMABRAIN_CANARY_*`.
+
+    Attributes:
+        share, strata, hours, hours_before, alpha, margin, sessions, guardrails: as in `CanaryRule`.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="SOMABRAIN_CANARY_", frozen=True, extra="ignore")
+
+    share: float = Field(default=CanaryRule.share, gt=0, lt=1)
+    strata: int = Field(default=CanaryRule.strata, ge=1)
+    hours: tuple[float, ...] = Field(default=CanaryRule.hours, min_length=1)
+    hours_before: float = Field(default=CanaryRule.hours_before, gt=0)
+    alpha: float = Field(default=CanaryRule.alpha, gt=0, lt=0.5)
+    margin: float = Field(default=CanaryRule.margin, gt=0)
+    sessions: int = Field(default=CanaryRule.sessions, ge=2)
+    guardrails: tuple[Literal["error_rate", "latency_p95"], ...] = ("error_rate", "latency_p95")
+
+    @field_validator("hours")
+    @classmethod
+    def _rising(cls, hours: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(earlier < later for earlier, later in pairwise((0.0, *hours))):
+            raise ValueError("the hours of the looks must be above 0 and rise")
+        return hours
+
+    @property
+    def rule(self) -> CanaryRule:
+        """The rule of a canary that starts now."""
+        return CanaryRule(**self.model_dump())
+
+
+class GuardrailSettings(BaseSettings):
+    """How much worse requests may go for a canary's tenants, from `SOMABRAIN_GUARDRAIL_*`.
+
+    Attributes:
+        error_margin, latency_factor, requests: as in `GuardrailRule`.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="SOMABRAIN_GUARDRAIL_", frozen=True, extra="ignore")
+
+    error_margin: float = Field(default=GuardrailRule.error_margin, ge=0, le=1)
+    latency_factor: float = Field(default=GuardrailRule.latency_factor, ge=1)
+    requests: int = Field(default=GuardrailRule.requests, ge=1)
+
+    @property
+    def rule(self) -> GuardrailRule:
+        """The rule of a look that is taken now."""
+        return GuardrailRule(**self.model_dump())
+
+
 class Settings(BaseSettings):
     """The settings of one process, read once.
 
@@ -84,10 +166,18 @@ class Settings(BaseSettings):
         autopilot: whether sensors may change anything.
         sensor_interval_seconds: how often sensors look.
         service: the knobs of the HTTP service.
+        experiment: the knobs of experiments.
+        canary: the knobs of canaries.
+        promotion_fdr: whether the false discovery rate over all experiments (LORD++) is a gate of a
+            promotion, or only told.
+        guardrail: the knobs of a canary's guardrails.
         first_day: the first day that an event may be about; days before it are not aggregated.
         trend_false_discovery_rate: the share of false ones among the trends that are acted upon.
         trend_effect: by how many standard deviations of its residuals a tenant's utility must have risen or
             fallen for its trend to be acted upon.
+        proposal_events: how many new labelled feedback events make a proposal of weights for everybody due.
+        tenant_fit_events: how many make a fit of a tenant's own weights due.
+        fit_recalls: of how many labelled recalls of each tenant, the newest, a fit learns.
     """
 
     model_config = SettingsConfigDict(env_prefix="SOMABRAIN_", frozen=True, extra="ignore")
@@ -114,9 +204,16 @@ class Settings(BaseSettings):
     autopilot: bool = False
     sensor_interval_seconds: int = Field(default=300, ge=1)
     service: ServiceSettings = Field(default_factory=ServiceSettings)
+    experiment: ExperimentSettings = Field(default_factory=ExperimentSettings)
+    canary: CanarySettings = Field(default_factory=CanarySettings)
+    promotion_fdr: Literal["report", "enforce"] = "report"
+    guardrail: GuardrailSettings = Field(default_factory=GuardrailSettings)
     first_day: date = date(2018, 1, 1)
     trend_false_discovery_rate: float = Field(default=TrendRule.false_discovery_rate, gt=0, lt=1)
     trend_effect: float = Field(default=TrendRule.effect, ge=0)
+    proposal_events: int = Field(default=100, ge=1)
+    tenant_fit_events: int = Field(default=25, ge=1)
+    fit_recalls: int = Field(default=500, ge=1)
 
     @field_validator("home")
     @classmethod

@@ -1,7 +1,12 @@
 """What the tests of the Dagster project share: a real instance, the project's definitions, runs and ticks."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
@@ -61,9 +66,19 @@ class Chain:
     def definitions(self) -> dg.Definitions:
         return build_definitions(self.settings)
 
-    def run(self, tags: dict[str, str], selection: Any = None) -> dg.ExecuteInProcessResult:
-        return self.definitions.resolve_job_def(LEARNING_CHAIN).execute_in_process(
-            run_config=QUIETLY,
+    @property
+    def brain(self) -> dg.ResourceDefinition:
+        return brain_resource(self.settings)
+
+    def run(
+        self,
+        tags: dict[str, str],
+        selection: Any = None,
+        job: str = LEARNING_CHAIN,
+        config: dict[str, Any] | None = None,
+    ) -> dg.ExecuteInProcessResult:
+        return self.definitions.resolve_job_def(job).execute_in_process(
+            run_config={**(config or {}), **QUIETLY},
             instance=self.instance,
             tags=tags,
             asset_selection=selection,
@@ -73,20 +88,34 @@ class Chain:
     def run_days(self, first: str, last: str) -> dg.ExecuteInProcessResult:
         return self.run({FIRST_DAY_TAG: first, LAST_DAY_TAG: last})
 
-    def tick(self) -> "Tick":
-        """One look of the sensor."""
+    def tick(self, sensor: str = "feedback_landed") -> "Tick":
+        """One look of a sensor."""
         with dg.build_sensor_context(
             instance=self.instance,
             definitions=self.definitions,
-            resources={"brain": brain_resource(self.settings)},
+            resources={"brain": self.brain},
         ) as context:
-            seen = self.definitions.resolve_sensor_def("feedback_landed").evaluate_tick(context)
+            seen = self.definitions.resolve_sensor_def(sensor).evaluate_tick(context)
         return Tick(list(seen.run_requests or []), seen.skip_message or "", seen.cursor)
 
     def follow(self, tick: "Tick") -> dg.ExecuteInProcessResult:
         """The run that a tick asked for."""
         (request,) = tick.requests
-        return self.run(dict(request.tags), request.asset_selection)
+        return self.run(
+            dict(request.tags),
+            request.asset_selection,
+            request.job_name or LEARNING_CHAIN,
+            dict(request.run_config),
+        )
+
+    def materialise(self, asset: str) -> dg.ExecuteInProcessResult:
+        """An asset alone, as a person does it in the UI."""
+        return self.definitions.resolve_implicit_global_asset_job_def().execute_in_process(
+            run_config=QUIETLY,
+            instance=self.instance,
+            asset_selection=[dg.AssetKey(asset)],
+            raise_on_error=False,
+        )
 
     @property
     def position(self) -> str:
@@ -135,3 +164,37 @@ def checks_of(result: dg.ExecuteInProcessResult) -> dict[str, dg.AssetCheckEvalu
 
 def failed_checks(result: dg.ExecuteInProcessResult) -> set[str]:
     return {name for name, evaluation in checks_of(result).items() if not evaluation.passed}
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.1)
+
+
+@contextmanager
+def daemon(environment: Mapping[str, str], workspace: Path, log: Path) -> Iterator[None]:
+    """Dagster's daemon, as it runs in production."""
+    program = str(Path(sys.executable).parent / "dagster-daemon")
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [program, "run", "-w", str(workspace)],
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield
+    except AssertionError as error:
+        error.add_note(log.read_text()[-5000:])
+        raise
+    finally:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -24,6 +24,7 @@ from somabrain_dagster.embedded import (
 from somabrain_dagster.memory.embedding import MiniLM
 from somabrain_dagster.store.database import Database
 from somabrain_dagster.store.schema import migrate
+from tests.reenacted import Reenactment, reenactment_in
 from tests.remembering import EmbeddedOnce
 
 
@@ -119,3 +120,21 @@ def shared_database(postgres: PostgresServer, migrated_template: str) -> Iterato
 def minilm() -> EmbeddedOnce:
     """The real model. Each text is embedded once a session, however many tests remember it."""
     return EmbeddedOnce(MiniLM())
+
+
+@pytest.fixture(scope="session")
+def reenactment(
+    postgres: PostgresServer, migrated_template: str, minilm: EmbeddedOnce
+) -> Iterator[Reenactment]:
+    """Six people's conversations, re-enacted once a session: it takes most of a minute."""
+    with new_database(postgres, migrated_template) as name:
+        with Database(postgres.url(name)) as database:
+            made = reenactment_in(database, name, minilm)
+        yield made
+
+
+@pytest.fixture
+def taught(postgres: PostgresServer, reenactment: Reenactment) -> Iterator[Database]:
+    """A copy of the brain in which six people were re-enacted."""
+    with new_database(postgres, reenactment.template) as name, Database(postgres.url(name)) as database:
+        yield database

@@ -1,6 +1,6 @@
 """What somebody could do who owns the tables: the tests' adversary."""
 
-from somabrain_dagster.store.database import Database
+from somabrain_dagster.store.database import Connection, Database
 
 
 def nudge_live_alpha(database: Database, tenant_id: str) -> None:
@@ -47,3 +47,25 @@ def forge_change(database: Database, tenant_id: str, version: int, nanos: int) -
         connection.execute("SELECT pg_temp.forge(%s, %s, %s)", (tenant_id, version, nanos))
         for table in ("weight_changes", "adaptation_states"):
             connection.execute(f"ALTER TABLE {table} FORCE ROW LEVEL SECURITY")
+
+
+def as_forger(connection: Connection, *tables: str) -> None:
+    """Let the owner see and change what row security keeps from everybody."""
+    for table in tables:
+        connection.execute(f"ALTER TABLE {table} NO FORCE ROW LEVEL SECURITY".encode())
+
+
+def shuffle_labels(database: Database, seed: float = 0.5) -> None:
+    """The same recalls, but each feedback names a candidate that is drawn blindly."""
+    with database.as_owner() as connection:
+        as_forger(connection, "feedback_events", "recalls")
+        connection.execute("SELECT setseed(%s)", (seed,))
+        connection.execute(
+            """
+            UPDATE feedback_events e SET helpful = jsonb_build_array(jsonb_build_object(
+                'credit', 1,
+                'memory', r.candidate_ids[1 + floor(random() * cardinality(r.candidate_ids))::int]
+            ))
+            FROM recalls r WHERE r.tenant_id = e.tenant_id AND r.recall_id = e.recall_id
+            """
+        )

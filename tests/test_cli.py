@@ -171,3 +171,33 @@ def environment_of(process: psutil.Process) -> str:
         return process.environ().get("SOMABRAIN_HOME", "")
     except psutil.Error:
         return ""
+
+
+def test_scales_are_shown_and_changed(
+    environment: dict[str, str], database: Database, tenants: list[str]
+) -> None:
+    code, output = run(environment, "scales", "list")
+    assert code == 0
+    assert "0.0858" in output
+    assert "1,520 recalls" in output
+    assert run(environment, "scales", "use", "1", tenants[0]) == (0, "tenants changed to scales 1: 1\n")
+    assert run(environment, "scales", "use", "1", "--all") == (0, "tenants changed to scales 1: 1\n")
+    assert run(environment, "replay")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("1",), "name the tenants, or say --all"),
+        (("1", "somebody", "--all"), "name the tenants, or say --all"),
+        (("99", "--all"), "no scales of version 99"),
+        (("2", "somebody"), "there is no tenant 'somebody'"),
+    ],
+)
+def test_scales_that_cannot_be_changed_say_why(
+    environment: dict[str, str], tenants: list[str], arguments: tuple[str, ...], message: str
+) -> None:
+    code, output = run(environment, "scales", "use", *arguments)
+    assert code == 1
+    assert message in output
+    assert run(environment, "replay")[0] == 0

@@ -25,9 +25,10 @@ from somabrain_dagster.memory.context import (
 from somabrain_dagster.memory.embedding import Embedder
 from somabrain_dagster.memory.memories import Memories
 from somabrain_dagster.memory.query import Query
-from somabrain_dagster.memory.recall import Overlay, Recall
+from somabrain_dagster.memory.recall import Recall
 from somabrain_dagster.operations.tokens import MiniLMTokens
 from somabrain_dagster.store.database import Database
+from somabrain_dagster.store.trials import Overlay
 from somabrain_dagster.store.usage import TokenUsage, record_context, record_tokens_once
 from somabrain_dagster.store.working_memory import Noted, WorkingMemory
 from tests.brain import new_tenant

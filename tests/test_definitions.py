@@ -35,6 +35,24 @@ ASSETS = {
     "performance_trends": ("learning", {"postgres", "scipy"}, {"feedback_events", "adaptation_state"}),
     "ann_index": ("operations", {"postgres"}, {"memories"}),
     "enhancement_report": ("evaluation", {"postgres", "numpy"}, set()),
+    "parameter_proposals": (
+        "learning",
+        {"postgres", "numpy"},
+        {"performance_trends", "recalls", "feedback_events"},
+    ),
+    "tenant_weights": (
+        "learning",
+        {"postgres", "numpy"},
+        {"adaptation_state", "recalls", "parameter_proposals"},
+    ),
+    "experiment_results": (
+        "learning",
+        {"postgres", "scipy"},
+        {"parameter_proposals", "recalls", "feedback_events"},
+    ),
+    "canary_rollout": ("learning", {"postgres", "scipy"}, {"experiment_results"}),
+    "promoted_weights": ("learning", {"postgres"}, {"canary_rollout"}),
+    "served_weights": ("learning", {"redis"}, {"promoted_weights", "tenant_weights", "adaptation_state"}),
 }
 OBSERVED = {"feedback_events", "memories", "recalls", "token_usage"}
 CHECKS = {
@@ -47,12 +65,28 @@ CHECKS = {
     ("adaptation_state", "state_follows_what_landed"): False,
     ("performance_trends", "no_trend_is_surer_than_its_series_allows"): True,
     ("ann_index", "recall_at_10"): True,
+    ("parameter_proposals", "accepted_proposals_pass_their_gates"): True,
+    ("experiment_results", "every_analysis_is_that_of_its_sessions"): True,
+    ("canary_rollout", "every_look_decides_what_its_numbers_say"): True,
+    ("served_weights", "served_states_are_the_live_ones"): False,
 }
 BY_HAND = {"enhancement_report"}
 BY_CALENDAR = {"ann_index"}
-JOBS = {"learning_chain": set(ASSETS) - BY_HAND - BY_CALENDAR, "index_rebuild": BY_CALENDAR}
+ON_TRIAL = {"experiment_results", "canary_rollout", "promoted_weights", "served_weights"}
+JOBS = {
+    "learning_chain": set(ASSETS) - BY_HAND - BY_CALENDAR - ON_TRIAL,
+    "experiment_analysis": {"experiment_results", "canary_rollout"},
+    "canary_look": {"canary_rollout", "promoted_weights", "served_weights"},
+    "index_rebuild": BY_CALENDAR,
+}
 SCHEDULES = {"weekly_index_rebuild": ("index_rebuild", "0 3 * * 0", "UTC")}
-SENSORS = {"feedback_landed": {"learning_chain"}, "run_failure": set()}
+SENSORS = {
+    "feedback_landed": {"learning_chain"},
+    "experiment_complete": {"experiment_analysis"},
+    "canary_clock": {"canary_look"},
+    "tenants": set(),
+    "run_failure": set(),
+}
 
 
 @pytest.fixture(scope="module")

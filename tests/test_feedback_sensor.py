@@ -1,13 +1,9 @@
 """When the learning chain runs: once for each position of the log, late commits included, one at a time."""
 
 import os
-import signal
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,7 +21,7 @@ from somabrain_dagster.store.database import Database
 from somabrain_dagster.store.feedback_contract import Feedback
 from somabrain_dagster.store.positions import ADAPTATION_STATE, FEEDBACK_DAILY
 from tests.brain import landed, new_tenant, new_tenants, said
-from tests.chain import Chain, new_instance, opened_instance, settings_for
+from tests.chain import Chain, daemon, new_instance, opened_instance, settings_for, wait_until
 from tests.conftest import new_database
 
 TODAY = datetime.now(UTC).date().isoformat()
@@ -45,13 +41,6 @@ def instance(
 @pytest.fixture
 def chain(instance: dg.DagsterInstance, database: Database, valkey: ValkeyServer) -> Chain:
     return Chain(instance, settings_for(database.url, valkey), database)
-
-
-def wait_until(holds: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.1)
 
 
 @contextmanager
@@ -118,6 +107,8 @@ def test_a_new_tenant_is_proven_and_no_day_is_counted(chain: Chain) -> None:
     assert {event.asset_key for event in result.get_asset_materialization_events()} == {
         dg.AssetKey("adaptation_state"),
         dg.AssetKey("performance_trends"),
+        dg.AssetKey("parameter_proposals"),
+        dg.AssetKey("tenant_weights"),
     }
     assert not chain.tick().requests
 
@@ -250,33 +241,6 @@ def test_a_failed_run_is_in_the_audit_trail(chain: Chain, instance: dg.DagsterIn
     ]
     with chain.database.as_operator() as connection:
         assert verify_chain(connection, SYSTEM) is None
-
-
-@contextmanager
-def daemon(environment: Mapping[str, str], workspace: Path, log: Path) -> Iterator[None]:
-    """Dagster's daemon, as it runs in production."""
-    program = str(Path(sys.executable).parent / "dagster-daemon")
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [program, "run", "-w", str(workspace)],
-            env=dict(environment),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        yield
-    except AssertionError as error:
-        error.add_note(log.read_text()[-5000:])
-        raise
-    finally:
-        process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(20)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def test_the_daemon_itself_sees_a_late_commit(

@@ -91,7 +91,8 @@ def linked(shared_database: Database, minilm: Embedder) -> Linked:
         for target, weight in targets.items():
             activation[target] += powers[seed] / sum(powers.values()) * weight / sum(targets.values())
     with shared_database.as_tenants([tenant]) as connection:
-        graph_scale = read_scales(connection, 1).values[POSITION["beta"]]
+        scale_version = memories.recall(ask(tenant)).scale_version
+        graph_scale = read_scales(connection, scale_version).values[POSITION["beta"]]
     return Linked(memories, tenant, activation, graph_scale)
 
 

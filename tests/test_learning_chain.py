@@ -80,6 +80,7 @@ def test_real_ratings_are_observed_counted_and_proven(chain: Chain, instance: dg
         *PROOFS,
         "state_follows_what_landed",
         "no_trend_is_surer_than_its_series_allows",
+        "accepted_proposals_pass_their_gates",
     }
     assert failed_checks(result) == set()
 

@@ -16,12 +16,13 @@ from somabrain_dagster.learning.weights import NAMES, POSITION, RETRIEVAL, TAU, 
 from somabrain_dagster.memory.embedding import Embedder
 from somabrain_dagster.memory.memories import Memories
 from somabrain_dagster.memory.query import Query
-from somabrain_dagster.memory.recall import Overlay, Recall
+from somabrain_dagster.memory.recall import Recall
 from somabrain_dagster.memory.remember import embedded_text
 from somabrain_dagster.store.database import Database
 from somabrain_dagster.store.landing import Refused, land
 from somabrain_dagster.store.recalls import MATCHING, RECENT, SIMILAR
 from somabrain_dagster.store.scales import read_scales
+from somabrain_dagster.store.trials import Overlay
 from somabrain_dagster.store.verification import verify
 from tests.brain import (
     CONFIGURATION,

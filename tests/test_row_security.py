@@ -174,6 +174,60 @@ def live(database: Database, tenant: str) -> None:
             """,
             (tenant,),
         )
+        _tried(connection, tenant)
+
+
+def _tried(connection: Connection, tenant: str) -> None:
+    """A row of the tenant in every table of what is tried before it is promoted."""
+    weights = CONFIGURATION.start_nanos.tolist()
+    trial = f"trial-{tenant}"
+    ((proposal,),) = connection.execute(
+        """
+        INSERT INTO parameter_proposals (
+            reason, label, promotion_version, registry_version, configuration, from_scales, to_scales, before,
+            weights, recalls, first_recall_id, last_recall_id, accepted, gates, fit
+        ) VALUES ('test', 'full', 0, 1, decode(%s, 'hex'), 1, 1, %s, %s, 1, 1, 1, false, '[]', '{}')
+        RETURNING proposal_id
+        """,
+        (CONFIGURATION.digest, weights, weights),
+    ).fetchall()
+    connection.execute("INSERT INTO proposal_tenants VALUES (%s, %s, 1, 1, 1)", (tenant, proposal))
+    connection.execute(
+        """
+        INSERT INTO tenant_fits (
+            tenant_id, last_seq, first_seq, recalls, promotion_version, registry_version, scale_version,
+            prior, weights, accepted, gates
+        ) VALUES (%s, 1, 1, 1, 0, 1, 1, %s, %s, false, '[]')
+        """,
+        (tenant, weights, weights),
+    )
+    connection.execute(
+        """
+        INSERT INTO performance_trends (
+            tenant_id, feedback_seq, bins, tau, p, uncorrected_p, autocorrelation, slope, low, high, effect,
+            q, direction
+        ) VALUES (%s, 1, 30, 0, 1, 1, 0, 0, 0, 0, 0, 1, 0)
+        """,
+        (tenant,),
+    )
+    connection.execute(
+        "INSERT INTO experiments (experiment_id, salt, arms, shares) VALUES (%s, 'salt', '{a,b}', '{.5,.5}')",
+        (trial,),
+    )
+    connection.execute("INSERT INTO experiment_sessions VALUES (%s, %s, 's', 'a', 0, 1)", (tenant, trial))
+    ((canary,),) = connection.execute(
+        """
+        INSERT INTO canaries (experiment_id, arm, actor, status, shift, rule, ended_at)
+        VALUES (%s, 'b', 'ada', 'held', %s, '{}', now()) RETURNING canary_id
+        """,
+        (trial, weights),
+    ).fetchall()
+    connection.execute("INSERT INTO canary_members VALUES (%s, %s, true)", (tenant, canary))
+    connection.execute(
+        "INSERT INTO canary_looks (canary_id, look, action, decision) VALUES (%s, 0, 'HOLD', '{}')", (canary,)
+    )
+    connection.execute("INSERT INTO canary_periods VALUES (%s, %s, 0, 0, 0, 0, 0, 0, 0)", (tenant, canary))
+    connection.execute("INSERT INTO request_stats VALUES (%s, now(), 1, 0, '{1}')", (tenant,))
 
 
 @pytest.fixture

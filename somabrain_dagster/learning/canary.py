@@ -30,6 +30,7 @@ class CanaryRule:
         share: of the tenants, in (0, 1).
         strata: how many groups of like size the canaries are spread over.
         hours: of the looks since the start, rising; the last one may promote.
+        hours_before: the period before, by which what tenants differ in anyway is taken out.
         alpha: how often a canary without any effect may be rolled back, over all looks.
         margin: the harm that must be excluded, in standard deviations of the control's sessions.
         sessions: how many sessions each group needs before a promotion.
@@ -39,6 +40,7 @@ class CanaryRule:
     share: float = 0.1
     strata: int = 5
     hours: tuple[float, ...] = (6.0, 12.0, 24.0, 48.0)
+    hours_before: float = 336.0
     alpha: float = 0.05
     margin: float = 0.1
     sessions: int = 176

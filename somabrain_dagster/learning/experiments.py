@@ -81,6 +81,28 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Treatment:
+    """An arm beside the control, and by how much it shifts which weights, in units."""
+
+    name: str
+    shifts: Mapping[str, float]
+
+
+BUILT_IN = {
+    "exp_retrieval_alpha_vs_tau": (
+        Treatment("alpha", {"alpha": 0.5}),
+        Treatment("tau", {"tau": -0.2}),
+    )
+}
+"""Experiments that need no arms to be named: does recall gain more by meaning or by certainty?"""
+
+
+def shared_equally(names: Sequence[str]) -> tuple[Arm, ...]:
+    """Arms of equal shares."""
+    return tuple(Arm(name, 1 / len(names)) for name in names)
+
+
+@dataclass(frozen=True)
 class Finding:
     """What one treatment showed against the control.
 

@@ -1,9 +1,11 @@
 """A tenant's own weights: fitted near a prior that others taught, and kept only where it pays held out."""
 
 from dataclasses import dataclass
+from math import nan
 
 from somabrain_dagster.learning.choices import Choices
 from somabrain_dagster.learning.features import Floats
+from somabrain_dagster.learning.gates import Gate, failed
 from somabrain_dagster.learning.optimizer import Gain, cross_validated_gain, fit
 
 LEAST_CHOICES = 25
@@ -11,6 +13,9 @@ LEAST_CHOICES = 25
 
 OWN_KAPPA = 100.0
 """The strength, in pseudo-recalls, of the prior against a tenant's own choices: at 100 of them, even."""
+
+GAIN, GAIN_LOWER_BOUND = "gain", "gain_lower_bound"
+"""The gates on the gain in reciprocal rank: its mean, which the bound implies, is kept to be read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,15 +25,27 @@ class GatedFit:
     Attributes:
         weights: the tenant's own fit where the gate passed, else the prior, in units, shape (F,).
         gain: of the fit over the prior in cross-validation; None where there were too few choices.
+        choices: how many there were.
     """
 
     weights: Floats
     gain: Gain | None
+    choices: int
 
     @property
     def own(self) -> bool:
         """Whether the gate passed: the one-sided lower bound of the gain is above 0."""
-        return self.gain is not None and self.gain.lower > 0
+        return not failed(self.gates)
+
+    @property
+    def gates(self) -> tuple[Gate, ...]:
+        """What the fit had to meet, and what it came to."""
+        mean, lower = (nan, nan) if self.gain is None else (self.gain.mean, self.gain.lower)
+        return (
+            Gate("recalls", float(self.choices), "≥", float(LEAST_CHOICES)),
+            Gate(GAIN, mean, ">", 0.0),
+            Gate(GAIN_LOWER_BOUND, lower, ">", 0.0),
+        )
 
 
 def gated_fit(
@@ -47,9 +64,10 @@ def gated_fit(
     Raises:
         ValueError: the prior is outside the bounds, κ < 0 or τ ≤ 0.
     """
-    if len(choices.lengths) < LEAST_CHOICES:
-        return GatedFit(prior, None)
+    count = len(choices.lengths)
+    if count < LEAST_CHOICES:
+        return GatedFit(prior, None, count)
     gain = cross_validated_gain(choices, prior, tau, low, high, kappa)
     if gain.lower <= 0:
-        return GatedFit(prior, gain)
-    return GatedFit(fit(choices, tau, prior, low, high, kappa).weights, gain)
+        return GatedFit(prior, gain, count)
+    return GatedFit(fit(choices, tau, prior, low, high, kappa).weights, gain, count)

@@ -29,12 +29,18 @@ class HalfLife:
         seconds: the half-life.
         scales: what the features as they were logged, recency at this half-life unscaled, are divided by
             anew, shape (F,), > 0.
+        start: the centre of the prior at it, shape (F,).
         fit: the weights at it.
     """
 
     seconds: float
     scales: Floats
+    start: Floats
     fit: Fit
+
+    def over(self, logged: Floats) -> Floats:
+        """What the features are divided by altogether, where they were logged over these scales (F,)."""
+        return _undivided(logged) * self.scales
 
 
 def with_half_life(features: Floats, ages: Floats, half_life_seconds: float, scales: Floats) -> Floats:
@@ -53,6 +59,13 @@ def _unscaled(features: Floats, ages: Floats, half_life_seconds: float) -> Float
     changed = features.copy()
     changed[:, RECENCY] = np.exp2(-ages / half_life_seconds)
     return changed
+
+
+def _undivided(logged: Floats) -> Floats:
+    """The scales under those that are measured anew: recency is made again, and was divided by nothing."""
+    before = logged.copy()
+    before[RECENCY] = 1.0
+    return before
 
 
 def measured_scales(features: Floats, ages: Floats, lengths: Integers, half_life_seconds: float) -> Floats:
@@ -83,6 +96,7 @@ def profile(
     high: Floats,
     kappa: float,
     half_lives: Sequence[float] = HALF_LIVES,
+    logged_over: Floats | None = None,
 ) -> list[HalfLife]:
     """The fit at each half-life, the most likely first.
 
@@ -95,6 +109,8 @@ def profile(
         high: likewise.
         kappa: the strength of the prior, in pseudo-recalls, ≥ 0.
         half_lives: to try, in seconds, each > 0.
+        logged_over: the scales that the features were logged over, shape (F,): the start is then what it
+            means in the scales of each half-life, within the bounds; None takes it as it stands in all.
 
     Raises:
         ValueError: as `fit`.
@@ -102,6 +118,11 @@ def profile(
     tried = []
     for seconds in half_lives:
         scales = measured_scales(choices.features, ages, choices.lengths, seconds)
+        meant = (
+            start
+            if logged_over is None
+            else np.clip(start * (_undivided(logged_over) * scales / logged_over), low, high)
+        )
         at = Choices(
             with_half_life(choices.features, ages, seconds, scales),
             choices.lengths,
@@ -109,5 +130,5 @@ def profile(
             choices.omega,
             choices.tenant,
         )
-        tried.append(HalfLife(seconds, scales, fit(at, tau, start, low, high, kappa)))
+        tried.append(HalfLife(seconds, scales, meant, fit(at, tau, meant, low, high, kappa)))
     return sorted(tried, key=lambda one: -one.fit.log_likelihood)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from somabrain_dagster.learning.features import Floats
+from somabrain_dagster.learning.weights import RETRIEVAL, Nanos
 
 Positions = NDArray[np.intp]
 
@@ -65,6 +66,18 @@ def pooled_scales(queries: Iterable[Floats]) -> Floats:
 def scaled(values: Floats, scales: Floats) -> Floats:
     """Feature values, shape (n, F), over their scales, shape (F,): the z of a score."""
     return values / scales
+
+
+def rescaled(weights: Nanos, old: Scales, new: Scales) -> Nanos:
+    """Weights (K,) of one version of the scales in another: w · new/old of each feature, rounded once.
+
+    What a feature adds to a score, w · value/scale, stays as it is; so do τ and the weights of utility. The
+    half-life of recency belongs to the scales: where it differs, the feature is another one, and its weight
+    is what would be right for the old one.
+    """
+    meant = weights.copy()
+    meant[RETRIEVAL] = np.rint(weights[RETRIEVAL] * (np.array(new.values) / np.array(old.values)))
+    return meant
 
 
 def scores(z: Floats, weights: Floats) -> Floats:

@@ -30,10 +30,11 @@ from somabrain_dagster.learning.utility import (
 from somabrain_dagster.learning.weights import UTILITY_WEIGHTS
 from somabrain_dagster.memory.memories import Memories
 from somabrain_dagster.memory.query import Query
-from somabrain_dagster.memory.recall import Overlay, Recall
+from somabrain_dagster.memory.recall import Recall
 from somabrain_dagster.memory.remember import embedded_text
 from somabrain_dagster.store.database import Database
 from somabrain_dagster.store.recalls import forgo_flush, read_bodies
+from somabrain_dagster.store.trials import Overlay
 from somabrain_dagster.store.usage import TokenUsage, record_context
 from somabrain_dagster.store.weeks import with_partitions
 from somabrain_dagster.store.working_memory import WorkingMemory, WorkingMemoryUnavailable
@@ -150,7 +151,7 @@ def assemble_context(
         tokens: counts them.
         query: the question; its k is how many hits are offered.
         room: how many tokens and memories the context may hold.
-        overlay: the arm of the session's experiment; it may shift λ, μ and ν too.
+        overlay: in place of what is on trial for the session; it may shift λ, μ and ν too.
         working: working memory; one that cannot be reached is done without.
         working_share: ω, in [0, 1]; 0 leaves working memory alone.
 

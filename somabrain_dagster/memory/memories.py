@@ -11,7 +11,7 @@ from somabrain_dagster.learning.weights import Nanos, by_name
 from somabrain_dagster.memory.embedding import Embedder
 from somabrain_dagster.memory.progress import progress_bar
 from somabrain_dagster.memory.query import Query, check_query
-from somabrain_dagster.memory.recall import Considered, Overlay, Recall, consider, hit, weights_in_force
+from somabrain_dagster.memory.recall import Considered, Recall, consider, hit, weights_in_force
 from somabrain_dagster.memory.remember import NewMemory, checked, embedded_text
 from somabrain_dagster.memory.vectors import as_text, unit_vector
 from somabrain_dagster.settings import Settings
@@ -50,6 +50,7 @@ from somabrain_dagster.store.recalls import (
 )
 from somabrain_dagster.store.scales import read_scales
 from somabrain_dagster.store.steering import Steering, overridden, recollect, steer, write_steering
+from somabrain_dagster.store.trials import Overlay, read_trials
 from somabrain_dagster.store.weeks import with_partitions
 
 CHUNK = 512
@@ -207,9 +208,11 @@ class Memories:
     def recall(self, query: Query, overlay: Overlay | None = None) -> Recall:
         """Recall what a question brings to mind, and log how.
 
+        What is on trial for the tenant or its session lies over the tenant's weights, and is logged.
+
         Args:
             query: the question.
-            overlay: the arm of the session's experiment.
+            overlay: in place of what is on trial.
 
         Returns:
             What is recalled; it is logged when this returns.
@@ -241,18 +244,28 @@ class Memories:
         with self._database.as_tenants([query.tenant_id]) as connection:
             asked = ask(connection, query.tenant_id)
             configuration = overridden(settings.learning_configuration, asked.overrides)
+            if overlay is None:
+                overlay = read_trials(connection).overlay(query.tenant_id, query.session_id)
+            own = self._scales_of(connection, asked.scale_version)
+            scales = (
+                own
+                if overlay is None or overlay.scale_version is None
+                else self._scales_of(connection, overlay.scale_version)
+            )
             weights = weights_in_force(
                 asked.state.weights,
                 configuration,
                 overlay,
                 asked.state.levels if settings.neuromodulated_recall else None,
+                own,
+                scales,
             )
             sought = self._sought(query, vector, asked)
             seen, backend = find_candidates(connection, sought)
             considered = consider(
                 query,
                 seen,
-                self._scales_of(connection, asked.scale_version),
+                scales,
                 weights,
                 settings.graph_augment_max_additions
                 if query.graph_augment_max_additions is None
@@ -265,7 +278,9 @@ class Memories:
             if settings.tau_adaptation and hits:
                 recollection = recollect(connection, query.tenant_id, hits)
                 steering = steer(configuration, recollection, asked.recall_id, hits)
-            log = self._log(query, sought, asked, overlay, weights, considered, hits, backend, steering)
+            log = self._log(
+                query, sought, asked, overlay, scales.version, weights, considered, hits, backend, steering
+            )
             with connection.pipeline():
                 log_recall(connection, asked.recall_id, log)
                 if steering is None or not steering.changes:
@@ -321,6 +336,7 @@ class Memories:
         sought: Sought,
         asked: Asked,
         overlay: Overlay | None,
+        scale_version: int,
         weights: Nanos,
         considered: Considered,
         hits: list[int],
@@ -341,7 +357,7 @@ class Memories:
             arm=None if overlay is None else overlay.arm,
             weights_version=asked.state.version,
             weights=weights,
-            scale_version=asked.scale_version,
+            scale_version=scale_version,
             registry_version=REGISTRY_VERSION,
             model_id=asked.model_id,
             candidate_ids=considered.memory_ids,

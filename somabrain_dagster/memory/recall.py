@@ -18,24 +18,12 @@ from somabrain_dagster.memory.mentions import Mentions
 from somabrain_dagster.memory.query import Mode, Query
 from somabrain_dagster.store.adaptation import Levels
 from somabrain_dagster.store.recalls import BY_LINK, BY_RECENCY, BY_SIMILARITY, BY_WORDS, Backend, Sighting
+from somabrain_dagster.store.trials import Overlay
 
 SOURCES = {BY_SIMILARITY: "similarity", BY_WORDS: "full_text", BY_RECENCY: "recency", BY_LINK: "links"}
 """What brings a candidate in, by its bit in the log."""
 
 NAMES = tuple(feature.name for feature in FEATURES)
-
-
-@dataclass(frozen=True, eq=False)
-class Overlay:
-    """An experiment's arm: a shift of the tenant's weights at read time, never an entry of its log.
-
-    Attributes:
-        arm: the arm's name, as the log keeps it.
-        shift: (K,) nano-units; the sum stays within the tenant's bounds.
-    """
-
-    arm: str
-    shift: Nanos
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +115,12 @@ class Considered:
 
 
 def weights_in_force(
-    weights: Nanos, configuration: LearningConfiguration, overlay: Overlay | None, levels: Levels | None
+    weights: Nanos,
+    configuration: LearningConfiguration,
+    overlay: Overlay | None,
+    levels: Levels | None,
+    own: Scales,
+    scales: Scales,
 ) -> Nanos:
     """The weights (K,) that a recall uses, nano-units.
 
@@ -136,9 +129,14 @@ def weights_in_force(
         configuration: the tenant's; gives the bounds within which an arm may shift.
         overlay: the session's arm.
         levels: the neuromodulators that act on recall: τ·(1 − noradrenaline), α·(1 + acetylcholine).
+        own: the scales in which the tenant's weights are meant.
+        scales: those that the recall divides by: the arm's, or the tenant's own.
     """
     if overlay is not None:
-        weights = np.clip(weights + overlay.shift, configuration.low_nanos, configuration.high_nanos)
+        low, high = configuration.low_nanos, configuration.high_nanos
+        if scales.version != own.version:
+            weights = np.clip(policy.rescaled(weights, own, scales), low, high)
+        weights = np.clip(weights + overlay.shift, low, high)
     if levels is not None:
         weights = weights.copy()
         alpha, tau = to_units(weights)[[POSITION["alpha"], TAU]].tolist()

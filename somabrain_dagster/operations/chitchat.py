@@ -13,7 +13,7 @@ import importlib.util
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -99,6 +99,10 @@ class Conversation:
         """Whether it was rated, but with every slider in its middle."""
         return self.ratings is not None and set(self.ratings.values()) == {MIDDLE}
 
+    def beginning(self, messages: int) -> "Conversation":
+        """The conversation up to so many messages."""
+        return replace(self, messages=self.messages[:messages])
+
     def memories(self, tenant_id: str) -> list[Memory]:
         """The messages as a tenant's memories, in order."""
         return [
@@ -154,13 +158,18 @@ class ChitChat:
     tenants: tuple[str, ...]
 
     @cached_property
-    def sessions(self) -> tuple[tuple[str, Conversation], ...]:
-        """Each tenant with each of their conversations, tenant by tenant, by time."""
+    def held(self) -> Mapping[str, tuple[Conversation, ...]]:
+        """The conversations of each tenant, by time."""
         taking_part: dict[str, list[Conversation]] = {tenant: [] for tenant in self.tenants}
         for conversation in self.conversations:
             for person in conversation.speakers & taking_part.keys():
                 taking_part[person].append(conversation)
-        return tuple((tenant, held) for tenant, all_held in taking_part.items() for held in all_held)
+        return {tenant: tuple(conversations) for tenant, conversations in taking_part.items()}
+
+    @cached_property
+    def sessions(self) -> tuple[tuple[str, Conversation], ...]:
+        """Each tenant with each of their conversations, tenant by tenant, by time."""
+        return tuple((tenant, held) for tenant, all_held in self.held.items() for held in all_held)
 
     @cached_property
     def feedback(self) -> tuple[Feedback, ...]:

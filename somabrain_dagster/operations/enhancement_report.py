@@ -17,7 +17,6 @@ from somabrain_dagster.learning.enhancement import (
 )
 from somabrain_dagster.learning.features import FEATURES, Floats
 from somabrain_dagster.learning.gated_fit import GatedFit
-from somabrain_dagster.learning.half_life import RECENCY as RECENCY_POSITION
 from somabrain_dagster.learning.policy import Scales
 from somabrain_dagster.learning.pooled_fit import PooledFit
 from somabrain_dagster.learning.weights import NAMES, RETRIEVAL, by_name
@@ -315,12 +314,8 @@ def proposal(fitted: PooledFit, in_force: Scales) -> Proposal:
     half_life = fitted.half_life
     if half_life is None:
         return Proposal(_named(fitted.weights), str(fitted.gate), fitted.gate.passed)
-    # Features were logged over the scales in force; recency alone was made anew, over none.
-    before = np.array(in_force.values)
-    before[RECENCY_POSITION] = 1.0
-    scales = dict(
-        zip((feature.name for feature in FEATURES), (before * half_life.scales).tolist(), strict=True)
-    )
+    over = half_life.over(np.array(in_force.values))
+    scales = dict(zip((feature.name for feature in FEATURES), over.tolist(), strict=True))
     return Proposal(_named(fitted.weights), str(fitted.gate), fitted.gate.passed, half_life.seconds, scales)
 
 

@@ -6,14 +6,19 @@ from collections.abc import Sequence
 
 import msgspec
 
+from somabrain_dagster.learning.features import FEATURES
+from somabrain_dagster.learning.gates import Gate
 from somabrain_dagster.learning.half_life import HALF_LIVES
+from somabrain_dagster.learning.policy import Scales
 from somabrain_dagster.learning.pooled_fit import pooled_fit
+from somabrain_dagster.learning.proposal import NOT_STORED
 from somabrain_dagster.memory.embedding import Embedder
 from somabrain_dagster.operations import provenance
 from somabrain_dagster.operations.chitchat import read_chitchat
 from somabrain_dagster.operations.enhancement import (
     POOLED,
     POOLED_HALF_LIFE,
+    STARTING,
     Prior,
     learn_for,
     policies,
@@ -32,6 +37,7 @@ from somabrain_dagster.operations.summary import Progress, unwatched
 from somabrain_dagster.settings import Settings
 from somabrain_dagster.store.database import Database
 from somabrain_dagster.store.proposed_weights import propose
+from somabrain_dagster.store.scales import read_scales
 from somabrain_dagster.store.verification import verify
 
 DATA = "BYU Chit-Chat, 2018: re-enactment on recorded conversations of the people with the most of them"
@@ -142,7 +148,7 @@ def judge(
 
 
 def offer(database: Database, settings: Settings, report: EnhancementReport, actor: str) -> int | None:
-    """Offer the winner of a report to everybody: a proposal in the audit trail, which changes no weight.
+    """Offer the winner of a report to everybody: a proposal, audited, which changes no weight by itself.
 
     Args:
         database: the brain's own.
@@ -172,5 +178,13 @@ def offer(database: Database, settings: Settings, report: EnhancementReport, act
             msgspec.to_builtins(report.difference(winner, baseline)) for baseline in report.baselines()
         ],
     }
+    over_start = report.difference(winner, STARTING)
+    gates = [Gate(f"{over_start.metric}_over_starting_lower_bound", over_start.low, ">", 0.0)]
     with database.as_operator() as connection:
-        return propose(connection, offered.weights, settings.learning_configuration, actor, grounds)
+        scales = read_scales(connection, report.origin.scale_version)
+        if offered.half_life_seconds is not None and offered.scales is not None:
+            values = tuple(offered.scales[feature.name] for feature in FEATURES)
+            scales = Scales(NOT_STORED, values, offered.half_life_seconds)
+        return propose(
+            connection, offered.weights, scales, settings.learning_configuration, actor, gates, grounds
+        )

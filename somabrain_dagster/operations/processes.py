@@ -5,8 +5,8 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 GRACE_SECONDS = 20.0
@@ -28,6 +28,23 @@ def free_port(preferred: int, attempts: int = 20) -> int:
                 continue
             return port
     raise OSError(f"the ports {preferred} to {preferred + attempts - 1} are all taken: name another")
+
+
+@contextmanager
+def beside(command: Sequence[str], environment: Mapping[str, str], log: Path) -> Iterator[None]:
+    """Run a program beside this one, and end it with all that it started at the end of the block.
+
+    Args:
+        command: the program and its arguments.
+        environment: of the program.
+        log: where its output goes.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    process = _start(command, environment, log)
+    try:
+        yield
+    finally:
+        _end([process])
 
 
 def run_together(
@@ -57,15 +74,7 @@ def run_together(
     running: dict[str, subprocess.Popen[bytes]] = {}
     try:
         for name, command in programs.items():
-            with (logs / f"{name}.log").open("ab") as log:
-                running[name] = subprocess.Popen(
-                    command,
-                    env=dict(environment),
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
+            running[name] = _start(command, environment, logs / f"{name}.log")
         threading.Thread(target=when_started, args=(stopping,), daemon=True).start()
         while not stopping.wait(0.2):
             for name, process in running.items():
@@ -74,15 +83,33 @@ def run_together(
         return None
     finally:
         stopping.set()
-        for process in running.values():
-            _signal_session(process, signal.SIGTERM)
-        for process in running.values():
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(GRACE_SECONDS)
-            _signal_session(process, signal.SIGKILL)
-            process.wait()
+        _end(list(running.values()))
         for number, handler in received.items():
             signal.signal(number, handler)
+
+
+def _start(command: Sequence[str], environment: Mapping[str, str], log: Path) -> "subprocess.Popen[bytes]":
+    """Start a program as the leader of a session of its own."""
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            command,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _end(running: Sequence["subprocess.Popen[bytes]"]) -> None:
+    """End programs and all that they started, by force if they take too long."""
+    for process in running:
+        _signal_session(process, signal.SIGTERM)
+    for process in running:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_SECONDS)
+        _signal_session(process, signal.SIGKILL)
+        process.wait()
 
 
 def _signal_session(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

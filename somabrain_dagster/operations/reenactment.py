@@ -25,7 +25,7 @@ from somabrain_dagster.learning.policy import Scales
 from somabrain_dagster.learning.weights import Nanos
 from somabrain_dagster.memory.embedding import Embedder, Vectors
 from somabrain_dagster.memory.memories import Memories
-from somabrain_dagster.memory.query import Query
+from somabrain_dagster.memory.query import Mode, Query
 from somabrain_dagster.memory.remember import embedded_text
 from somabrain_dagster.operations.chitchat import ChitChat, Conversation
 from somabrain_dagster.operations.summary import Progress, unwatched
@@ -89,23 +89,31 @@ class Story:
     turns: tuple[Turn, ...]
 
 
+@dataclass(frozen=True)
+class Session:
+    """One conversation of a tenant, with the questions that are asked in it, in order."""
+
+    tenant_id: str
+    session_id: str
+    begins: datetime
+    turns: tuple[Turn, ...]
+
+
 def stories(data: ChitChat, most: int) -> list[Story]:
     """The story of each tenant, up to so many memories."""
-    held: dict[str, list[Conversation]] = {tenant: [] for tenant in data.tenants}
-    for tenant, conversation in data.sessions:
-        held[tenant].append(conversation)
-    return [story(tenant, conversations, most) for tenant, conversations in held.items()]
+    return [story(tenant, conversations, most) for tenant, conversations in data.held.items()]
 
 
-def story(tenant_id: str, conversations: Sequence[Conversation], most: int) -> Story:
-    """A tenant's conversations as one stream, up to so many memories."""
+def story(tenant_id: str, conversations: Sequence[Conversation], most: int | None = None) -> Story:
+    """A tenant's conversations as one stream, up to so many memories, or all of them."""
     told = [
         (memory.occurred_at, number, place, memory)
         for number, conversation in enumerate(conversations)
         for place, memory in enumerate(conversation.memories(tenant_id))
     ]
     told.sort(key=lambda entry: entry[:3])
-    del told[most:]
+    if most is not None:
+        del told[most:]
     position = {(number, place): at for at, (_, number, place, _) in enumerate(told)}
     replies = sorted(
         (position[number, place], position[number, answered], answered == place - 1)
@@ -118,6 +126,99 @@ def story(tenant_id: str, conversations: Sequence[Conversation], most: int) -> S
         memories=tuple(memory for *_, memory in told),
         replies=tuple((source, target) for source, target, _ in replies),
         turns=tuple(Turn(source, target) for source, target, begins in replies if begins),
+    )
+
+
+def sessions(told: Story, questions: int) -> list[Session]:
+    """The conversations of a story in which something is asked, by their first question.
+
+    Args:
+        told: the story.
+        questions: how many of a conversation are asked at most, spread evenly over all of it.
+    """
+    turns: dict[str, list[Turn]] = {}
+    for turn in told.turns:
+        turns.setdefault(session_of(told.memories[turn.question]), []).append(turn)
+    return [
+        Session(
+            told.tenant_id, session_id, told.memories[held[0].question].occurred_at, spread(held, questions)
+        )
+        for session_id, held in turns.items()
+    ]
+
+
+def session_of(memory: Memory) -> str:
+    """The session in which a memory came to be."""
+    return memory.conversation_id or memory.tenant_id
+
+
+def spread(turns: Sequence[Turn], most: int) -> tuple[Turn, ...]:
+    """So many of the turns at most, spread evenly from the first to the last."""
+    places = np.linspace(0, len(turns) - 1, min(most, len(turns))).round().astype(np.intp)
+    return tuple(turns[place] for place in places.tolist())
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A story in memory.
+
+    Attributes:
+        ids: of its memories, by position.
+        links: how many were new.
+    """
+
+    ids: tuple[int, ...]
+    links: int
+
+
+def keep(room: Memories, told: Story) -> Kept:
+    """Remember a story, and link what answers to what it answers."""
+    ids = tuple(kept.memory_id for kept in room.remember_all(told.memories))
+    links = room.link_all(
+        [
+            Link(
+                tenant_id=told.tenant_id,
+                source_id=ids[source],
+                target_id=ids[target],
+                kind=REPLY,
+                occurred_at=told.memories[source].occurred_at,
+            )
+            for source, target in told.replies
+        ]
+    )
+    return Kept(ids, links)
+
+
+def question(asked: Memory, mode: Mode = "rank") -> Query:
+    """What somebody asks memory as they say something: as of that time, without it."""
+    return Query(
+        tenant_id=asked.tenant_id,
+        text=asked.text,
+        asker=asked.speaker,
+        session_id=asked.conversation_id,
+        as_of=asked.occurred_at,
+        mode=mode,
+    )
+
+
+def judged(asked: Memory, recall_id: int, right: int | None, first: bool) -> Feedback:
+    """What the person would say of a recall: whether the first hit is what they answer, and what is.
+
+    Args:
+        asked: the memory that was the question.
+        recall_id: the recall.
+        right: the memory that it answers; None where recall did not weigh it, so that it cannot be named.
+        first: whether that was the first hit.
+    """
+    return Feedback(
+        tenant_id=asked.tenant_id,
+        session_id=session_of(asked),
+        utility=1.0 if first else 0.0,
+        recall_id=recall_id,
+        helpful=None if right is None else (Helpful(right),),
+        label="full",
+        source=SOURCE,
+        occurred_at=asked.occurred_at,
     )
 
 
@@ -248,7 +349,7 @@ def reenact(
     once.prepare((embedded_text(memory.speaker, memory.text) for memory in memories), workers, progress)
     with database.as_operator() as connection:
         create_tenants(connection, [one.tenant_id for one in told], settings.learning_configuration)
-    counter = _Counter(progress, len(told) * (plan.feedback + plan.held_out))
+    counter = Counter(progress, len(told) * (plan.feedback + plan.held_out))
 
     def enact(number: int) -> Reenacted:
         # A generator of its own: what is drawn for one tenant must not depend on how fast others are.
@@ -260,16 +361,17 @@ def reenact(
         return list(pool.map(enact, range(len(told))))
 
 
-class _Counter:
+class Counter:
     """Counts what several threads do."""
 
-    def __init__(self, progress: Progress, total: int) -> None:
-        self._progress, self._total, self._done, self._lock = progress, total, 0, Lock()
+    def __init__(self, progress: Progress, total: int, what: str = QUESTIONS) -> None:
+        self._progress, self._total, self._what, self._done, self._lock = progress, total, what, 0, Lock()
 
     def advance(self) -> None:
+        """One more is done."""
         with self._lock:
             self._done += 1
-            self._progress(QUESTIONS, self._done, self._total)
+            self._progress(self._what, self._done, self._total)
 
 
 class _Actor:
@@ -282,11 +384,11 @@ class _Actor:
         settings: Settings,
         told: Story,
         plan: Plan,
-        counter: _Counter,
+        counter: Counter,
     ) -> None:
         self._database, self._room, self._settings = database, room, settings
         self._story, self._plan, self._counter = told, plan, counter
-        self._ids: list[int] = []
+        self._ids: tuple[int, ...] = ()
         self._times: dict[int, datetime] = {}
 
     def enact(self) -> Reenacted:
@@ -316,10 +418,9 @@ class _Actor:
                 f"{self._story.tenant_id} has {len(later)} questions after those that teach, not "
                 f"{self._plan.held_out}: re-enact more memories, or hold out less"
             )
-        spread = np.linspace(0, len(later) - 1, self._plan.held_out).round().astype(np.intp)
         held_out = []
-        for place in spread.tolist():
-            held_out.append(self._ask(later[place]))
+        for turn in spread(later, self._plan.held_out):
+            held_out.append(self._ask(turn))
             self._counter.advance()
         return Reenacted(
             tenant_id=self._story.tenant_id,
@@ -336,34 +437,17 @@ class _Actor:
 
     def _remember(self) -> int:
         story = self._story
-        self._ids = [kept.memory_id for kept in self._room.remember_all(story.memories)]
+        kept = keep(self._room, story)
+        self._ids = kept.ids
         self._times = {
-            memory_id: memory.occurred_at for memory_id, memory in zip(self._ids, story.memories, strict=True)
+            memory_id: memory.occurred_at for memory_id, memory in zip(kept.ids, story.memories, strict=True)
         }
-        return self._room.link_all(
-            [
-                Link(
-                    tenant_id=story.tenant_id,
-                    source_id=self._ids[source],
-                    target_id=self._ids[target],
-                    kind=REPLY,
-                    occurred_at=story.memories[source].occurred_at,
-                )
-                for source, target in story.replies
-            ]
-        )
+        return kept.links
 
     def _ask(self, turn: Turn) -> "_Made":
         asked = self._story.memories[turn.question]
-        query = Query(
-            tenant_id=asked.tenant_id,
-            text=asked.text,
-            asker=asked.speaker,
-            session_id=asked.conversation_id,
-            as_of=asked.occurred_at,
-        )
         started = time.monotonic()
-        recall = self._room.recall(query)
+        recall = self._room.recall(question(asked))
         seconds = time.monotonic() - started
         with self._database.as_tenants([asked.tenant_id]) as connection:
             (logged,) = read_recalls(connection, asked.tenant_id, [recall.recall_id])
@@ -382,16 +466,7 @@ class _Actor:
         """Land what the person would say; whether there was anything to name."""
         if made.right not in made.logged.position:
             return False
-        feedback = Feedback(
-            tenant_id=made.asked.tenant_id,
-            session_id=made.asked.conversation_id or made.asked.tenant_id,
-            utility=1.0 if made.first else 0.0,
-            recall_id=made.recall_id,
-            helpful=(Helpful(made.right),),
-            label="full",
-            source=SOURCE,
-            occurred_at=made.asked.occurred_at,
-        )
+        feedback = judged(made.asked, made.recall_id, made.right, made.first)
         (outcome,) = land(self._database, [feedback], self._settings.learning_configuration)
         if not isinstance(outcome, Landed):
             raise AssertionError(f"feedback on a recall that was just logged was refused: {outcome.reason}")

@@ -2,9 +2,11 @@
 
 import dagster as dg
 
+from somabrain_dagster.assets.proposals import tenant_weights
 from somabrain_dagster.jobs import LEARNING_CHAIN, PROOF, learning_chain
 from somabrain_dagster.partitions import last_day
 from somabrain_dagster.resources.brain import Brain
+from somabrain_dagster.sensors.requests import run_for, unfinished_run
 from somabrain_dagster.settings import Settings
 from somabrain_dagster.store.daily import UnseenDays, read_unseen_days
 from somabrain_dagster.store.positions import ADAPTATION_STATE, position, read_heads, read_lag
@@ -12,17 +14,6 @@ from somabrain_dagster.store.positions import ADAPTATION_STATE, position, read_h
 POSITION_TAG = "somabrain/position"
 FIRST_DAY_TAG = "dagster/asset_partition_range_start"
 LAST_DAY_TAG = "dagster/asset_partition_range_end"
-INTERRUPTED = "DagsterExecutionInterruptedError"
-MOST_RUNS = 3
-"""Of one position: a run that was interrupted is repeated, but not for ever."""
-
-UNFINISHED = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
 
 
 def feedback_landed_sensor(settings: Settings, days: dg.DailyPartitionsDefinition) -> dg.SensorDefinition:
@@ -43,8 +34,8 @@ def feedback_landed_sensor(settings: Settings, days: dg.DailyPartitionsDefinitio
         minimum_interval_seconds=settings.sensor_interval_seconds,
         default_status=dg.DefaultSensorStatus.RUNNING,
         description="Runs the learning chain over the days that new feedback is about, once for each "
-        "position of the log. It only aggregates and proves, and changes no weights, so it runs whether or "
-        "not the autopilot is on.",
+        "position of the log. It aggregates, proves and proposes whether or not the autopilot is on; only "
+        "with it does it carry out fits of tenants' own weights.",
     )
     def feedback_landed(
         context: dg.SensorEvaluationContext, brain: dg.ResourceParam[Brain]
@@ -59,24 +50,26 @@ def feedback_landed_sensor(settings: Settings, days: dg.DailyPartitionsDefinitio
                 f"everything up to position {here} is aggregated and verified{_outside(unseen, settings)}"
             )
 
-        unfinished = context.instance.get_runs(
-            dg.RunsFilter(job_name=LEARNING_CHAIN, statuses=UNFINISHED), limit=1
-        )
-        if unfinished:
-            run = unfinished[0]
+        run = unfinished_run(context.instance, LEARNING_CHAIN)
+        if run is not None:
             return _skip(
                 f"run {run.run_id} for position {run.tags.get(POSITION_TAG, 'unknown')} is "
                 f"{run.status.value.lower()}: position {here} waits for it"
             )
         # The days as well: one that was still to come when an event landed may have come since.
         tags = {POSITION_TAG: here, **_span(unseen)}
-        earlier = context.instance.get_runs(
-            dg.RunsFilter(job_name=LEARNING_CHAIN, tags=tags), limit=MOST_RUNS
+        request = run_for(
+            context.instance,
+            LEARNING_CHAIN,
+            tags,
+            # Without new days there is nothing to aggregate, and only the weights are proven.
+            asset_selection=PROOF if unseen.first is None else None,
+            run_config={"ops": {tenant_weights.op.name: {"config": {"change": settings.autopilot}}}},
         )
-        if len(earlier) == MOST_RUNS or any(_failed_by_itself(context.instance, run) for run in earlier):
+        if isinstance(request, dg.DagsterRun):
             return _skip(
-                f"position {here} had its run {earlier[0].run_id}, which ended as "
-                f"{earlier[0].status.value.lower()}: it is not repeated; see why, and re-execute it, or wait "
+                f"position {here} had its run {request.run_id}, which ended as "
+                f"{request.status.value.lower()}: it is not repeated; see why, and re-execute it, or wait "
                 f"for more feedback{_outside(unseen, settings)}",
             )
         context.log.info(
@@ -85,24 +78,9 @@ def feedback_landed_sensor(settings: Settings, days: dg.DailyPartitionsDefinitio
             unseen.events,
             _outside(unseen, settings),
         )
-        request = dg.RunRequest(
-            run_key=" ".join((*tags.values(), *(run.run_id for run in earlier))),
-            tags=tags,
-            # Without new days there is nothing to aggregate, and only the weights are proven.
-            asset_selection=PROOF if unseen.first is None else None,
-        )
         return dg.SensorResult(run_requests=[request], cursor=here)
 
     return feedback_landed
-
-
-def _failed_by_itself(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
-    """Whether a run ended as it would end again; one that was interrupted, or lost its process, would not."""
-    if run.status is not dg.DagsterRunStatus.FAILURE:
-        return True
-    failures = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
-    errors = [entry.dagster_event.step_failure_data.error for entry in failures if entry.dagster_event]
-    return any(error is not None and error.cls_name != INTERRUPTED for error in errors)
 
 
 def _skip(reason: str) -> dg.SensorResult:

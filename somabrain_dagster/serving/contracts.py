@@ -203,6 +203,7 @@ class ChangeAnswer(msgspec.Struct, frozen=True, kw_only=True):
     restored_version: int | None
     recall_id: int | None
     promotion: int | None
+    scale_version: int | None
 
 
 class HistoryAnswer(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,7 +16,7 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from somabrain_dagster.serving.access import Principal, bearer
-from somabrain_dagster.serving.answers import Answer, problem_answer
+from somabrain_dagster.serving.answers import NDJSON, Answer, problem_answer
 from somabrain_dagster.serving.problems import Problem, invalid, method_not_allowed, unavailable
 from somabrain_dagster.store import keys
 from somabrain_dagster.store.adaptation import UnknownTenant
@@ -127,13 +127,23 @@ class Call:
         self.media_type(b"application/json")
         return decode(await self.body(), msgspec.json.Decoder(kind))
 
+    @property
+    def given_type(self) -> bytes:
+        """The type of the body, as the client states it."""
+        return self.headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+
+    @property
+    def streams(self) -> bool:
+        """Whether the body is a stream of lines."""
+        return self.given_type == NDJSON
+
     def media_type(self, *allowed: bytes) -> bytes:
         """The type of the body.
 
         Raises:
             Problem: 415 if it is none of these.
         """
-        given = self.headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+        given = self.given_type
         if given not in allowed:
             raise Problem(
                 HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
@@ -255,6 +265,7 @@ class Resource:
             time.perf_counter() - began,
             call.tenant_id,
             None if who is None else who.key_id,
+            streamed=call.streams,
         )
 
     async def _perform(self, call: Call) -> Answer:

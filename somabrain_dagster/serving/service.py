@@ -18,6 +18,7 @@ from somabrain_dagster.serving.access import Gatekeeper
 from somabrain_dagster.serving.committer import Committer
 from somabrain_dagster.serving.logs import RequestLog
 from somabrain_dagster.serving.metrics import Metrics
+from somabrain_dagster.serving.request_tallies import COUNTED, RequestTallies
 from somabrain_dagster.serving.states import States
 from somabrain_dagster.settings import Settings
 from somabrain_dagster.store import keys, notifications
@@ -65,6 +66,7 @@ class Service:
         )
         self.gatekeeper = Gatekeeper(self.database, knobs.requests_per_second)
         self.metrics = Metrics(self, knobs.tenants_in_metrics)
+        self.tallies = RequestTallies(self.database)
         self.request_log = RequestLog()
         self.draining = False
         self.committer: Committer
@@ -131,6 +133,7 @@ class Service:
         self._keep(self.states.publish_to_redis())
         self._keep(self.states.repair_redis())
         self._keep(self.gatekeeper.note_use(KEY_USE_SECONDS))
+        self._keep(self.tallies.keep_flushing())
         self._keep(self.metrics.keep_watching())
         self._keep(self.request_log.keep_flushing())
 
@@ -142,6 +145,7 @@ class Service:
         await self.committer.close()
         await self.states.publish_now()
         await self.gatekeeper.note_use_now()
+        await self.tallies.flush()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -162,9 +166,13 @@ class Service:
         seconds: float,
         tenant_id: str | None,
         key_id: str | None,
+        *,
+        streamed: bool = False,
     ) -> None:
-        """Count and log a request."""
+        """Count and log a request; a stream is as long as its sender makes it, and its time not counted."""
         self.metrics.request(method, route, status)
+        if tenant_id is not None and route in COUNTED and not streamed:
+            self.tallies.count(tenant_id, status, seconds)
         self.request_log.add(request_id, method, route, status, seconds, tenant_id, key_id)
 
     def changed(self, states: list[AdaptationState]) -> None:

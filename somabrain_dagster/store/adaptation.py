@@ -15,7 +15,12 @@ from somabrain_dagster.learning.weights import Nanos, by_name
 from somabrain_dagster.store.canonical import canonical_json
 from somabrain_dagster.store.database import Connection
 from somabrain_dagster.store.feedback_contract import TENANT_PATTERN
+from somabrain_dagster.store.scales import SHIPPED_SCALES
 from somabrain_dagster.store.weight_log import START_HASH, WeightChange, as_recordset, chained, insert_changes
+
+START = "start"
+ADOPTION = "adoption"
+"""Causes of a tenant's first changes: its configured start, and what was promoted before it came."""
 
 
 class InvalidTenant(ValueError):
@@ -120,6 +125,11 @@ def read_state(connection: Connection, tenant_id: str) -> AdaptationState:
     return states[0]
 
 
+def list_tenants(connection: Connection) -> list[str]:
+    """The names of all tenants that the transaction sees, in order."""
+    return [tenant_id for (tenant_id,) in connection.execute("SELECT tenant_id FROM tenants ORDER BY 1")]
+
+
 def require_tenants(connection: Connection, tenants: Sequence[str]) -> None:
     """Make sure that these tenants exist.
 
@@ -156,6 +166,8 @@ def create_tenants(
 ) -> list[str]:
     """Create tenants that do not exist yet, each with version 0 of its weights: the configured starts.
 
+    Where something is promoted, version 1 is that.
+
     Args:
         connection: an operator's transaction.
         tenants: the new keys, in any order.
@@ -176,38 +188,71 @@ def create_tenants(
                 "and begins with a letter or a digit"
             )
     own = configuration.overridden(overrides or {})
-    created = [
-        row[0]
-        for row in connection.execute(
+    # A promotion sees every tenant, or the tenant sees the promotion.
+    connection.execute("SELECT pg_advisory_xact_lock_shared(hashtext('somabrain_promotion'))")
+    adopted = connection.execute(
+        """
+        SELECT version, weights, coalesce(
+            (
+                SELECT p.scale_version FROM promotions p
+                WHERE p.scale_version IS NOT NULL ORDER BY p.version DESC LIMIT 1
+            ), %s
+        )
+        FROM promotions ORDER BY version DESC LIMIT 1
+        """,
+        (SHIPPED_SCALES,),
+    ).fetchone()
+    scale_version = SHIPPED_SCALES if adopted is None else adopted[2]
+    names = [
+        tenant_id
+        for (tenant_id,) in connection.execute(
             """
-            INSERT INTO tenants (tenant_id, overrides) SELECT unnest(%s::text[]), %s::jsonb
+            INSERT INTO tenants (tenant_id, overrides, scale_version)
+            SELECT unnest(%s::text[]), %s::jsonb, %s
             ON CONFLICT DO NOTHING RETURNING tenant_id
             """,
             # In one order, so that two who create the same tenants wait for one another and none deadlocks.
-            (sorted(tenants), canonical_json(dict(overrides or {})).decode()),
+            (sorted(tenants), canonical_json(dict(overrides or {})).decode(), scale_version),
         )
     ]
-    if not created:
+    if not names:
         return []
     (now,) = connection.execute("SELECT now()").fetchone() or ()
     remember_configurations(connection, [own])
-    start = own.start_nanos.tolist()
-    changes = [
-        WeightChange(
+
+    def constant(
+        tenant_id: str,
+        version: int,
+        cause: str,
+        weights: list[int],
+        promotion: int | None,
+        scale_version: int | None,
+    ) -> WeightChange:
+        return WeightChange(
             tenant_id=tenant_id,
-            version=0,
+            version=version,
             created_at=now,
-            cause="start",
-            shift=[0] * len(start),
-            low=start,
-            high=start,
-            after=start,
+            cause=cause,
+            shift=[0] * len(weights),
+            low=weights,
+            high=weights,
+            after=weights,
             configuration=bytes.fromhex(own.digest),
+            promotion=promotion,
+            scale_version=scale_version,
         )
-        for tenant_id in created
-    ]
-    hashes = chained(changes, dict.fromkeys(created, START_HASH))
+
+    start = own.start_nanos.tolist()
+    changes = [constant(name, 0, START, start, None, SHIPPED_SCALES) for name in names]
+    if adopted is not None:
+        promotion, weights, _ = adopted
+        kept = np.clip(np.array(weights, dtype=np.int64), own.low_nanos, own.high_nanos).tolist()
+        brought = None if scale_version == SHIPPED_SCALES else scale_version
+        changes += [constant(name, 1, ADOPTION, kept, promotion, brought) for name in names]
+    heads = dict.fromkeys(names, START_HASH)
+    hashes = chained(changes, heads)
     insert_changes(connection, changes, hashes)
+    last = changes[-len(names) :]
     levels = Levels()
     connection.execute(
         """
@@ -219,9 +264,9 @@ def create_tenants(
                 [
                     {
                         "tenant_id": change.tenant_id,
-                        "version": 0,
-                        "weights": start,
-                        "hash": hashed,
+                        "version": change.version,
+                        "weights": change.after,
+                        "hash": heads[change.tenant_id],
                         "configuration": change.configuration,
                         "feedback_seq": 0,
                         **vars(levels),
@@ -230,9 +275,9 @@ def create_tenants(
                         "recent_rewards": [],
                         "updated_at": now,
                     }
-                    for change, hashed in zip(changes, hashes, strict=True)
+                    for change in last
                 ]
             ),
         ),
     )
-    return created
+    return names

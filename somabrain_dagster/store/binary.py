@@ -1,6 +1,6 @@
 """Read a query of fixed-size columns straight into a numpy array, by Postgres' binary COPY."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -66,3 +66,18 @@ def read_columns(
 
 def _native(values: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(values.astype(values.dtype.newbyteorder("="), copy=False))
+
+
+def sent_floats(arrays: Iterable[bytes]) -> NDArray[np.float64]:
+    """The elements of double precision[] values, as `array_send` gives them, one after the other."""
+    return _sent(arrays, ">f8")
+
+
+def sent_bigints(arrays: Iterable[bytes]) -> NDArray[np.int64]:
+    """The elements of bigint[] values, as `array_send` gives them, one after the other."""
+    return _sent(arrays, ">i8")
+
+
+def _sent(arrays: Iterable[bytes], element: str) -> NDArray[Any]:
+    body = b"".join(memoryview(sent)[_ARRAY_HEADER.itemsize :] for sent in arrays)
+    return _native(np.frombuffer(body, dtype=[("size", ">i4"), ("value", element)])["value"])

@@ -133,3 +133,14 @@ class SnapshotCache:
         """
         state = self._redis.hget(snapshot_key(tenant_id), "state")
         return None if state is None else msgspec.json.decode(state)
+
+    def versions(self, tenants: Sequence[str]) -> list[int | None]:
+        """The version of each tenant's snapshot, in order; None where there is none.
+
+        Raises:
+            redis.RedisError: the cache cannot be reached.
+        """
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for tenant_id in tenants:
+                pipeline.hget(snapshot_key(tenant_id), "version")
+            return [None if held is None else int(held) for held in pipeline.execute()]

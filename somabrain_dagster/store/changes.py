@@ -13,6 +13,7 @@ import numpy as np
 
 from somabrain_dagster.learning.configuration import LearningConfiguration
 from somabrain_dagster.learning.lesson import CONFIGURATION
+from somabrain_dagster.learning.policy import rescaled
 from somabrain_dagster.learning.shifts import Shifts, apply, constant
 from somabrain_dagster.store import audit
 from somabrain_dagster.store.adaptation import (
@@ -25,10 +26,12 @@ from somabrain_dagster.store.adaptation import (
 )
 from somabrain_dagster.store.canonical import canonical_json
 from somabrain_dagster.store.database import Connection
+from somabrain_dagster.store.scales import FIRST_SCALES, read_scales
 from somabrain_dagster.store.weight_log import WeightChange, as_recordset, chained, insert_changes
 
 ROLLBACK = "rollback"
 RESET = "reset"
+SCALES = "scales"
 
 
 class UnknownVersion(LookupError):
@@ -44,6 +47,7 @@ class Change:
         shifts: (K,), the clipped shift.
         bounded: it clips to the bounds of the configuration, which are then not stored in the row.
         restored_version, recall_id, promotion: what the cause refers to.
+        scale_version: the scales in which the weights are meant from this change on; None where they stay.
     """
 
     cause: str
@@ -52,6 +56,7 @@ class Change:
     restored_version: int | None = None
     recall_id: int | None = None
     promotion: int | None = None
+    scale_version: int | None = None
 
 
 def shift_within_bounds(configuration: LearningConfiguration, shift: Any) -> Shifts:
@@ -149,6 +154,7 @@ def _apply(
         restored_version=change.restored_version,
         recall_id=change.recall_id,
         promotion=change.promotion,
+        scale_version=change.scale_version,
     )
     levels = replace(state.levels, **configuration.neuromodulators)
     changed = replace(
@@ -157,6 +163,8 @@ def _apply(
         weights=after,
         configuration=digest,
         levels=levels,
+        # A guard that looked back beyond a change of scales would restore weights that were meant otherwise.
+        recent_rewards=state.recent_rewards if change.scale_version is None else state.recent_rewards[:0],
         updated_at=now,
     )
     return changed, appended
@@ -171,6 +179,7 @@ def _update(connection: Connection, states: Sequence[AdaptationState]) -> None:
             "hash": state.hash,
             "configuration": state.configuration,
             **vars(state.levels),
+            "recent_rewards": state.recent_rewards.tolist(),
             "updated_at": state.updated_at,
         }
         for state in states
@@ -180,15 +189,15 @@ def _update(connection: Connection, states: Sequence[AdaptationState]) -> None:
         UPDATE adaptation_states s
         SET (
             version, weights, hash, configuration,
-            dopamine, serotonin, noradrenaline, acetylcholine, updated_at
+            dopamine, serotonin, noradrenaline, acetylcholine, recent_rewards, updated_at
         ) = (
             n.version, n.weights, n.hash, n.configuration,
-            n.dopamine, n.serotonin, n.noradrenaline, n.acetylcholine, n.updated_at
+            n.dopamine, n.serotonin, n.noradrenaline, n.acetylcholine, n.recent_rewards, n.updated_at
         )
         FROM json_to_recordset(%s::json) AS n (
             tenant_id text, version bigint, weights bigint[], hash bytea, configuration bytea,
             dopamine float8, serotonin float8, noradrenaline float8, acetylcholine float8,
-            updated_at timestamptz
+            recent_rewards bigint[], updated_at timestamptz
         )
         WHERE s.tenant_id = n.tenant_id
         """,
@@ -201,7 +210,8 @@ def roll_back(
 ) -> AdaptationState:
     """Give a tenant the weights of a former version again; what was learned since is discarded.
 
-    They are clipped to the bounds in force.
+    Where they were meant in other scales they are first expressed in those in force, and then clipped to the
+    bounds in force.
 
     Raises:
         UnknownTenant: there is no such tenant, or the transaction must not see it.
@@ -216,7 +226,12 @@ def roll_back(
             raise UnknownVersion(
                 f"tenant {tenant_id!r} has no version {version}: its last one is {state.version}"
             )
-        weights = np.clip(np.array(row[0], dtype=np.int64), own.low_nanos, own.high_nanos)
+        weights = np.array(row[0], dtype=np.int64)
+        then = scale_version_at(connection, tenant_id, version)
+        now = scale_version_at(connection, tenant_id, state.version)
+        if then != now:
+            weights = rescaled(weights, read_scales(connection, then), read_scales(connection, now))
+        weights = np.clip(weights, own.low_nanos, own.high_nanos)
         return Change(ROLLBACK, constant(weights), restored_version=version)
 
     (state,) = append_changes(connection, [tenant_id], configuration, change)
@@ -241,6 +256,79 @@ def reset(
     )
     audit.record(connection, tenant_id, actor, RESET, {"version": state.version})
     return state
+
+
+def scale_version_at(connection: Connection, tenant_id: str, version: int) -> int:
+    """The scales in which a tenant's weights of a version are meant."""
+    row = connection.execute(
+        """
+        SELECT scale_version FROM weight_changes
+        WHERE tenant_id = %s AND version <= %s AND scale_version IS NOT NULL
+        ORDER BY version DESC LIMIT 1
+        """,
+        (tenant_id, version),
+    ).fetchone()
+    return FIRST_SCALES if row is None else int(row[0])
+
+
+def change_scales(
+    connection: Connection,
+    tenants: Sequence[str] | None,
+    version: int,
+    configuration: LearningConfiguration,
+    actor: str,
+) -> list[AdaptationState]:
+    """Let tenants' recalls divide features by another version of the scales, and their weights mean the same.
+
+    Each weight becomes w · new/old, within its bounds: what a feature adds to a score stays as it was, as far
+    as the bounds allow. Feedback on a recall that was made before is still learned from as it was logged. The
+    rollback guard begins anew, since weights from before the change are meant in other scales.
+
+    Args:
+        connection: an operator's transaction.
+        tenants: whose scales change; None for all.
+        version: of the scales; a tenant that has them already stays as it is.
+        configuration: the global learning configuration.
+        actor: who asks, for the audit trail.
+
+    Returns:
+        The new states, of tenants that changed: publish them when the transaction is committed.
+
+    Raises:
+        UnknownScales: there is no such version for the present registry of features.
+        UnknownTenant: there is no such tenant.
+    """
+    new = read_scales(connection, version)
+    # Tenants before states, as everywhere. Whose scales they are cannot change until this is through.
+    before: dict[str, int] = dict(
+        connection.execute(
+            """
+            SELECT tenant_id, scale_version FROM tenants
+            WHERE %(tenants)s::text[] IS NULL OR tenant_id = ANY (%(tenants)s)
+            ORDER BY tenant_id FOR NO KEY UPDATE
+            """,
+            {"tenants": None if tenants is None else list(tenants)},
+        ).fetchall()
+    )
+    scales = {old: read_scales(connection, old) for old in set(before.values())}
+
+    def change(state: AdaptationState, own: LearningConfiguration) -> Change | None:
+        old = scales[before[state.tenant_id]]
+        if old.version == new.version:
+            return None
+        weights = np.clip(rescaled(state.weights, old, new), own.low_nanos, own.high_nanos)
+        return Change(SCALES, constant(weights), scale_version=new.version)
+
+    changed = append_changes(connection, list(before) if tenants is None else tenants, configuration, change)
+    moved = sorted(tenant_id for tenant_id, old in before.items() if old != version)
+    connection.execute(
+        "UPDATE tenants SET scale_version = %s WHERE tenant_id = ANY (%s)", (new.version, moved)
+    )
+    body: dict[str, Any] = {"scale_version": new.version, "tenants": len(moved)}
+    if tenants is not None:
+        body["named"] = sorted(set(tenants))
+    audit.record(connection, audit.SYSTEM, actor, SCALES, body)
+    return changed
 
 
 def hold_neuromodulators(

@@ -14,7 +14,7 @@ class Change:
     Attributes:
         before, after: nano-units; before is None for version 0.
         event_seq: the feedback event that it answers.
-        restored_version, recall_id, promotion: what its cause refers to.
+        restored_version, recall_id, promotion, scale_version: what its cause refers to.
     """
 
     version: int
@@ -26,6 +26,7 @@ class Change:
     restored_version: int | None
     recall_id: int | None
     promotion: int | None
+    scale_version: int | None
 
 
 def read_history(
@@ -42,7 +43,7 @@ def read_history(
     rows = connection.execute(
         """
         SELECT c.version, c.created_at, c.cause, b.after, c.after, c.event_seq, c.restored_version,
-            c.recall_id, c.promotion
+            c.recall_id, c.promotion, c.scale_version
         FROM weight_changes c
         LEFT JOIN weight_changes b ON b.tenant_id = c.tenant_id AND b.version = c.version - 1
         WHERE c.tenant_id = %(tenant)s AND (%(below)s::bigint IS NULL OR c.version < %(below)s)

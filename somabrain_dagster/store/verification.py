@@ -16,6 +16,7 @@ from psycopg.rows import dict_row
 
 from somabrain_dagster.learning.configuration import LearningConfiguration
 from somabrain_dagster.learning.features import FEATURES, Floats
+from somabrain_dagster.learning.gates import failed
 from somabrain_dagster.learning.guard import first_trip, to_micros
 from somabrain_dagster.learning.lesson import (
     AUTO_ROLLBACK,
@@ -25,18 +26,32 @@ from somabrain_dagster.learning.lesson import (
     event_shifts,
 )
 from somabrain_dagster.learning.neuromodulators import RewardState, Trace, hold, trace_segments
+from somabrain_dagster.learning.policy import Scales, rescaled
 from somabrain_dagster.learning.replay import Log, replay
-from somabrain_dagster.learning.shifts import Shifts
+from somabrain_dagster.learning.shifts import Shifts, constant
 from somabrain_dagster.learning.weights import NAMES, WEIGHTS, Nanos
-from somabrain_dagster.store.adaptation import AdaptationState, read_configurations, read_states
+from somabrain_dagster.store.adaptation import (
+    ADOPTION,
+    START,
+    AdaptationState,
+    read_configurations,
+    read_states,
+)
 from somabrain_dagster.store.binary import Kind, read_columns
-from somabrain_dagster.store.changes import RESET, ROLLBACK
+from somabrain_dagster.store.changes import RESET, ROLLBACK, SCALES
 from somabrain_dagster.store.database import Connection
 from somabrain_dagster.store.feedback_contract import Helpful
 from somabrain_dagster.store.landing import credited_signals, event_digest, logged_recall
-from somabrain_dagster.store.promotions import PROMOTION, Promotion, read_promotions
+from somabrain_dagster.store.promotions import (
+    PROMOTION,
+    PROMOTION_ROLLBACK,
+    Promotion,
+    read_promotions,
+)
+from somabrain_dagster.store.scales import FIRST_SCALES, list_scales, read_scale_versions
 from somabrain_dagster.store.steering import DIVERSITY
 from somabrain_dagster.store.step_proof import step_problems
+from somabrain_dagster.store.tenant_fits import TENANT_FIT, TenantFit, read_applied_fits, shift_of
 from somabrain_dagster.store.weight_log import START_HASH
 
 Integers = NDArray[np.int64]
@@ -48,8 +63,21 @@ CHAIN = "the hash chain is intact"
 BOUNDS = "weights are within their bounds"
 CLAIMS = (REPLAY, REDERIVATION, GAPS, CHAIN, BOUNDS)
 
-START = "start"
-_CAUSES = (START, FEEDBACK, CONFIGURATION, AUTO_ROLLBACK, ROLLBACK, RESET, PROMOTION, DIVERSITY)
+_CAUSES = (
+    START,
+    FEEDBACK,
+    CONFIGURATION,
+    AUTO_ROLLBACK,
+    ROLLBACK,
+    RESET,
+    PROMOTION,
+    DIVERSITY,
+    SCALES,
+    ADOPTION,
+    PROMOTION_ROLLBACK,
+    TENANT_FIT,
+)
+_NAMING_SCALES = (START, SCALES, ADOPTION, PROMOTION_ROLLBACK)
 _K = len(WEIGHTS)
 
 
@@ -89,6 +117,10 @@ class WeightLog:
         restored: (N,) −1 where the change restores no version.
         promotions: (N,) 0 where the change carries out no promotion.
         promoted: the promotions by version.
+        named_scales: (N,) the scales that the row names, 0 where it names none.
+        scales: by version.
+        scale_versions: (T,) the scales that each tenant's recalls use.
+        fits: of tenants to their own feedback, by tenant and the version that carried them out.
         states: (T,) the live states.
     """
 
@@ -103,6 +135,10 @@ class WeightLog:
     restored: Integers
     promotions: Integers
     promoted: Mapping[int, Promotion]
+    named_scales: Integers
+    scales: Mapping[int, Scales]
+    scale_versions: Integers
+    fits: Mapping[tuple[str, int], TenantFit]
     states: list[AdaptationState]
 
     @property
@@ -115,9 +151,18 @@ class WeightLog:
         """(T,) each tenant's row of version 0."""
         return np.cumsum(self.log.lengths) - self.log.lengths
 
+    def scales_at(self, row: int) -> int:
+        """The version of the scales in which the weights after this row are meant."""
+        first = int(self.first_rows[self._owner(row)])
+        named = np.flatnonzero(self.named_scales[first : row + 1])
+        return int(self.named_scales[first + named[-1]]) if len(named) else FIRST_SCALES
+
     def tenant_of(self, row: int) -> str:
         """Whose change it is."""
-        return self.tenants[int(np.searchsorted(self.first_rows, row, side="right")) - 1]
+        return self.tenants[self._owner(row)]
+
+    def _owner(self, row: int) -> int:
+        return int(np.searchsorted(self.first_rows, row, side="right")) - 1
 
 
 _LOG_COLUMNS: Mapping[str, Kind] = {
@@ -134,6 +179,7 @@ _LOG_COLUMNS: Mapping[str, Kind] = {
     "event_digest": "digest",
     "restored": "int8",
     "promotion": "int8",
+    "scales": "int8",
 }
 
 
@@ -154,7 +200,7 @@ def read_log(connection: Connection) -> WeightLog:
                 c.low IS NOT NULL, c.shift, coalesce(c.low, {zeros}), coalesce(c.high, {zeros}), c.after,
                 coalesce(array_position({digests}, c.configuration), 0) - 1,
                 coalesce(c.event_seq, 0), coalesce(c.event_digest, {nothing}),
-                coalesce(c.restored_version, -1), coalesce(c.promotion, 0)
+                coalesce(c.restored_version, -1), coalesce(c.promotion, 0), coalesce(c.scale_version, 0)
             FROM weight_changes c
             JOIN unnest({tenants}) WITH ORDINALITY AS t (tenant_id, position) USING (tenant_id)
             ORDER BY c.tenant_id, c.version
@@ -190,6 +236,12 @@ def read_log(connection: Connection) -> WeightLog:
         restored=columns["restored"],
         promotions=columns["promotion"],
         promoted={promotion.version: promotion for promotion in read_promotions(connection)},
+        named_scales=columns["scales"],
+        scales={known.scales.version: known.scales for known in list_scales(connection)},
+        scale_versions=np.array(
+            read_scale_versions(connection, [state.tenant_id for state in states]), dtype=np.int64
+        ),
+        fits={(fit.tenant_id, fit.applied_version or 0): fit for fit in read_applied_fits(connection)},
         states=states,
     )
 
@@ -394,6 +446,8 @@ def rederivation_findings(connection: Connection, log: WeightLog) -> Iterator[Fi
     for row in np.flatnonzero(log.configurations < 0).tolist():
         yield _underived(log, row, "the configuration that it names is not stored")
     yield from _rederive_others(log, events)
+    yield from _scales_findings(log)
+    yield from _fits_without_change(log)
     configurations = {bytes.fromhex(known.digest): known for known in log.known}
     for problem in step_problems(connection, configurations):
         yield Finding(REDERIVATION, problem.tenant_id, problem.version, problem.message)
@@ -473,7 +527,7 @@ def _levels(trace: Trace) -> Floats:
 
 
 def _rederive_others(log: WeightLog, events: _Events) -> Iterator[Finding]:
-    """Changes that answer no event: starts, resets, configurations, rollbacks, promotions."""
+    """Changes that answer no event: starts, resets, configurations, rollbacks, promotions, scales, fits."""
     shifts = log.log.shifts
     first_rows = log.first_rows
     started = np.zeros(len(log.causes), dtype=np.bool_)
@@ -502,10 +556,18 @@ def _rederive_others(log: WeightLog, events: _Events) -> Iterator[Finding]:
                 yield _underived(log, row, f"its promotion {log.promotions[row]} is not there")
             elif log.explicit[row] or (shifts.shift[row] != promotion.shift).any():
                 yield _underived(log, row, f"it is not the shift of promotion {promotion.version}")
+        elif cause == ADOPTION:
+            yield from _rederive_adoption(log, row, configuration)
+        elif cause == PROMOTION_ROLLBACK:
+            yield from _rederive_undoing(log, row, configuration)
+        elif cause == TENANT_FIT:
+            yield from _rederive_fit(log, row, configuration)
         elif cause == ROLLBACK:
             yield from _rederive_restoration(log, row, configuration)
         elif cause == AUTO_ROLLBACK:
             yield from _rederive_rollback(log, events, row, configuration)
+        elif cause == SCALES:
+            yield from _rederive_scales(log, row, configuration)
         elif cause == DIVERSITY:
             continue  # derived again from its recall, with the other steps
         else:
@@ -513,10 +575,14 @@ def _rederive_others(log: WeightLog, events: _Events) -> Iterator[Finding]:
 
 
 def _is_constant(shifts: Shifts, row: int, weights: Nanos) -> bool:
+    return _is(shifts, row, constant(weights))
+
+
+def _is(shifts: Shifts, row: int, one: Shifts) -> bool:
     return bool(
-        (shifts.low[row] == weights).all()
-        and (shifts.high[row] == weights).all()
-        and not shifts.shift[row].any()
+        (shifts.shift[row] == one.shift).all()
+        and (shifts.low[row] == one.low).all()
+        and (shifts.high[row] == one.high).all()
     )
 
 
@@ -528,9 +594,105 @@ def _rederive_restoration(
     if not 0 <= restored < row - first or not _is_constant(
         log.log.shifts,
         row,
-        np.clip(log.log.after[first + restored], configuration.low_nanos, configuration.high_nanos),
+        _meant_now(log, first + restored, log.scales_at(row), configuration),
     ):
         yield _underived(log, row, f"it does not restore the weights of version {restored}")
+
+
+def _clipped(weights: Nanos, configuration: LearningConfiguration) -> Nanos:
+    return np.asarray(np.clip(weights, configuration.low_nanos, configuration.high_nanos))
+
+
+def _rederive_adoption(log: WeightLog, row: int, configuration: LearningConfiguration) -> Iterator[Finding]:
+    promotion = log.promoted.get(int(log.promotions[row]))
+    first = int(log.first_rows[int(log.owners[row])])
+    if promotion is None:
+        yield _underived(log, row, f"its promotion {log.promotions[row]} is not there")
+    elif row != first + 1:
+        yield _underived(log, row, "only a new tenant adopts what is promoted, as its first change")
+    elif not _is_constant(log.log.shifts, row, _clipped(promotion.weights, configuration)):
+        yield _underived(log, row, f"it is not what promotion {promotion.version} promoted")
+
+
+def _rederive_undoing(log: WeightLog, row: int, configuration: LearningConfiguration) -> Iterator[Finding]:
+    """A promotion undone: the weights before it again; for a younger tenant, what was promoted before."""
+    revert = log.promoted.get(int(log.promotions[row]))
+    if revert is None or revert.reverts is None:
+        yield _underived(log, row, "it names no promotion that undoes another")
+        return
+    first = int(log.first_rows[int(log.owners[row])])
+    own = slice(first, row)
+    carried = np.flatnonzero(
+        (log.promotions[own] == revert.reverts) & (log.causes[own] == _CAUSES.index(PROMOTION))
+    )
+    if not len(carried):
+        if not _is_constant(log.log.shifts, row, _clipped(revert.weights, configuration)):
+            yield _underived(log, row, f"it is not what was promoted before promotion {revert.reverts}")
+        return
+    shifted = int(carried[-1])
+    brought = log.promoted[revert.reverts].scale_version
+    with_scales = (
+        log.causes[first + shifted - 1] == _CAUSES.index(SCALES)
+        and log.named_scales[first + shifted - 1] == brought
+    )
+    before = shifted - (2 if with_scales else 1)
+    if int(log.restored[row]) != before or not _is_constant(
+        log.log.shifts, row, _clipped(log.log.after[first + before], configuration)
+    ):
+        yield _underived(log, row, f"it does not restore the weights before promotion {revert.reverts}")
+
+
+def _meant_now(log: WeightLog, row: int, scale_version: int, configuration: LearningConfiguration) -> Nanos:
+    """The weights after a row, meant in other scales if need be, within the bounds."""
+    weights, then = log.log.after[row], log.scales_at(row)
+    if then != scale_version and {then, scale_version} <= log.scales.keys():
+        weights = rescaled(weights, log.scales[then], log.scales[scale_version])
+    meant: Nanos = np.clip(weights, configuration.low_nanos, configuration.high_nanos)
+    return meant
+
+
+def _rederive_scales(log: WeightLog, row: int, configuration: LearningConfiguration) -> Iterator[Finding]:
+    named = int(log.named_scales[row])
+    if named == 0:
+        yield _underived(log, row, "it changes the scales, yet names none")
+    elif not _is_constant(log.log.shifts, row, _meant_now(log, row - 1, named, configuration)):
+        yield _underived(log, row, f"it is not what the weights before it mean in scales {named}")
+
+
+def _scales_findings(log: WeightLog) -> Iterator[Finding]:
+    """Scales that are not there or named amiss, and tenants that use others than their log says."""
+    may_name = np.isin(log.causes, [_CAUSES.index(cause) for cause in _NAMING_SCALES])
+    for row in np.flatnonzero(log.named_scales).tolist():
+        if not may_name[row]:
+            yield _underived(log, row, "a change of this cause names no scales")
+        elif int(log.named_scales[row]) not in log.scales:
+            yield _underived(log, row, f"the scales {log.named_scales[row]} are not there")
+    ends = (np.cumsum(log.log.lengths) - 1).tolist()
+    for tenant_id, end, used in zip(log.tenants, ends, log.scale_versions.tolist(), strict=True):
+        if (left := log.scales_at(end)) != used:
+            message = f"its recalls use scales {used}, its log left it with {left}"
+            yield Finding(REDERIVATION, tenant_id, None, message)
+
+
+def _rederive_fit(log: WeightLog, row: int, configuration: LearningConfiguration) -> Iterator[Finding]:
+    fit = log.fits.get((log.tenant_of(row), int(log.log.versions[row])))
+    if fit is None:
+        yield _underived(log, row, "no fit of the tenant names it")
+    elif not fit.accepted or failed(fit.gates):
+        yield _underived(log, row, f"the fit up to event {fit.last_seq} was refused")
+    elif fit.scale_version != log.scales_at(row):
+        yield _underived(log, row, f"the fit up to event {fit.last_seq} is meant in other scales")
+    elif not _is(log.log.shifts, row, shift_of(fit.weights, configuration)):
+        yield _underived(log, row, f"it is not what the fit up to event {fit.last_seq} came to")
+
+
+def _fits_without_change(log: WeightLog) -> Iterator[Finding]:
+    rows = np.flatnonzero(log.causes == _CAUSES.index(TENANT_FIT)).tolist()
+    carried_out = {(log.tenant_of(row), int(log.log.versions[row])) for row in rows}
+    for (tenant_id, version), fit in log.fits.items():
+        if (tenant_id, version) not in carried_out:
+            message = f"the fit up to event {fit.last_seq} names a change that is none"
+            yield Finding(REDERIVATION, tenant_id, version, message)
 
 
 def _rederive_rollback(
@@ -540,8 +702,10 @@ def _rederive_rollback(
     owner = int(log.owners[row])
     first = int(log.first_rows[owner])
     before = slice(first, row)
-    rollbacks = np.flatnonzero(log.causes[before] == _CAUSES.index(AUTO_ROLLBACK))
-    since = int(rollbacks[-1]) if len(rollbacks) else 0
+    begun = np.flatnonzero(
+        (log.causes[before] == _CAUSES.index(AUTO_ROLLBACK)) | (log.named_scales[before] > 0)
+    )
+    since = int(begun[-1]) if len(begun) else 0
     answered = log.event_seqs[first + since : row]
     answered = answered[answered > 0]
     own = (events.tenants == owner) & np.isin(events.seqs, answered)

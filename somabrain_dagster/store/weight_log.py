@@ -40,6 +40,7 @@ class WeightChange(msgspec.Struct, frozen=True, kw_only=True):
         restored_version: the version whose weights a rollback gave back.
         recall_id: the recall after which τ was steered.
         promotion: the version of the promotion that it carries out.
+        scale_version: the scales in which the weights are meant from this change on; None where they stay.
     """
 
     tenant_id: str
@@ -57,6 +58,7 @@ class WeightChange(msgspec.Struct, frozen=True, kw_only=True):
     restored_version: int | None = None
     recall_id: int | None = None
     promotion: int | None = None
+    scale_version: int | None = None
 
     def hash(self, previous: bytes) -> bytes:
         """SHA-256 over the previous hash and every column, each framed by its length as Postgres sends it.
@@ -90,9 +92,10 @@ class WeightChange(msgspec.Struct, frozen=True, kw_only=True):
 
         Frames are read off one by one: one more makes a row that no row without it reads like.
         """
-        if self.promotion is not None:
-            return _bigint(self.recall_id), _bigint(self.promotion)
-        return () if self.recall_id is None else (_bigint(self.recall_id),)
+        later = [self.recall_id, self.promotion, self.scale_version]
+        while later and later[-1] is None:
+            later.pop()
+        return tuple(_bigint(value) for value in later)
 
 
 _pack_length = struct.Struct(">i").pack
@@ -140,7 +143,7 @@ _encode = msgspec.json.Encoder().encode
 _INSERT_CHANGES = """
     INSERT INTO weight_changes (
         tenant_id, version, created_at, cause, shift, low, high, after, registry_version, configuration,
-        event_seq, event_digest, restored_version, recall_id, promotion, hash
+        event_seq, event_digest, restored_version, recall_id, promotion, scale_version, hash
     )
     SELECT
         c.tenant_id, c.version, c.created_at, c.cause,
@@ -149,15 +152,15 @@ _INSERT_CHANGES = """
         CASE WHEN c.bound > 0 THEN (%(high)s::bigint[])[k * (c.bound - 1) + 1 : k * c.bound] END,
         (%(after)s::bigint[])[k * (c.row - 1) + 1 : k * c.row],
         c.registry_version, c.configuration,
-        c.event_seq, c.event_digest, c.restored_version, c.recall_id, c.promotion, c.hash
+        c.event_seq, c.event_digest, c.restored_version, c.recall_id, c.promotion, c.scale_version, c.hash
     FROM (SELECT %(k)s::int AS k) AS weights, unnest(
         %(tenant_id)s::text[], %(version)s::bigint[], %(created_at)s::timestamptz[], %(cause)s::text[],
         %(bound)s::bigint[], %(registry_version)s::bigint[], %(configuration)s::bytea[],
         %(event_seq)s::bigint[], %(event_digest)s::bytea[], %(restored_version)s::bigint[],
-        %(recall_id)s::bigint[], %(promotion)s::bigint[], %(hash)s::bytea[]
+        %(recall_id)s::bigint[], %(promotion)s::bigint[], %(scale_version)s::bigint[], %(hash)s::bytea[]
     ) WITH ORDINALITY AS c (
         tenant_id, version, created_at, cause, bound, registry_version, configuration,
-        event_seq, event_digest, restored_version, recall_id, promotion, hash, row
+        event_seq, event_digest, restored_version, recall_id, promotion, scale_version, hash, row
     )
 """
 
@@ -190,6 +193,7 @@ def insert_changes(connection: Connection, changes: Sequence[WeightChange], hash
             "restored_version": bigints_or_null([change.restored_version for change in changes]),
             "recall_id": bigints_or_null([change.recall_id for change in changes]),
             "promotion": bigints_or_null([change.promotion for change in changes]),
+            "scale_version": bigints_or_null([change.scale_version for change in changes]),
             "hash": byteas(hashes),
         },
     )

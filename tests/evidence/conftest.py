@@ -1,34 +1,28 @@
-"""One re-enactment for all tests of the evidence: it takes most of a minute."""
+"""What the tests of the evidence look at: a copy of the re-enactment, and what was made of it."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from somabrain_dagster.embedded import PostgresServer
-from somabrain_dagster.memory.embedding import MiniLM
 from somabrain_dagster.memory.memories import Memories
-from somabrain_dagster.operations.chitchat import read_chitchat
 from somabrain_dagster.operations.enhancement_report import EnhancementReport
 from somabrain_dagster.operations.evidence import judge, origin_of
-from somabrain_dagster.operations.reenactment import reenact, stories
-from somabrain_dagster.settings import Settings
 from somabrain_dagster.store.database import Database
 from tests.conftest import new_database
-from tests.evidence.stage import PEOPLE, PLAN, PRIOR, Stage, blinded
+from tests.evidence.stage import PRIOR, Stage, blinded
+from tests.reenacted import PLAN, SETTINGS, Reenactment
+from tests.remembering import EmbeddedOnce
 
 
 @pytest.fixture(scope="session")
-def stage(postgres: PostgresServer, migrated_template: str) -> Iterator[Stage]:
-    settings = Settings(home=Path("/nowhere"))
-    embedder = MiniLM(threads=1)
-    told = stories(read_chitchat(PEOPLE), PLAN.memories)
-    with new_database(postgres, migrated_template) as name, Database(postgres.url(name)) as database:
-        reenacted = reenact(database, embedder, settings, told, PLAN)
-        origin = origin_of(database, settings, embedder, PLAN, reenacted)
-        room = Memories(database, embedder, settings, generator=np.random.default_rng(1))
-        yield Stage(database, room, told, reenacted, judge(reenacted, PRIOR, origin))
+def stage(postgres: PostgresServer, reenactment: Reenactment, minilm: EmbeddedOnce) -> Iterator[Stage]:
+    reenacted = reenactment.reenacted
+    with new_database(postgres, reenactment.template) as name, Database(postgres.url(name)) as database:
+        origin = origin_of(database, SETTINGS, minilm, PLAN, reenacted)
+        room = Memories(database, minilm, SETTINGS, generator=np.random.default_rng(1))
+        yield Stage(database, room, reenactment.stories, reenacted, judge(reenacted, PRIOR, origin))
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A small re-enactment that the tests of the evidence look at: real people, a hundred events each."""
+"""What the tests of the evidence share: the stage on which they look, and labels that say nothing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,11 +13,9 @@ from somabrain_dagster.learning.weights import RETRIEVAL, TAU, Nanos, to_units
 from somabrain_dagster.memory.memories import Memories
 from somabrain_dagster.operations.enhancement import Prior
 from somabrain_dagster.operations.enhancement_report import EnhancementReport
-from somabrain_dagster.operations.reenactment import Plan, Reenacted, Story
+from somabrain_dagster.operations.reenactment import Reenacted, Story
 from somabrain_dagster.store.database import Database
 
-PEOPLE = 6
-PLAN = Plan(memories=450, feedback=100, held_out=40)
 CONFIGURATION = LearningConfiguration()
 PRIOR = Prior.of(CONFIGURATION)
 

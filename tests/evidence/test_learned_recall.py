@@ -10,7 +10,6 @@ import pytest
 from somabrain_dagster.learning.gated_fit import gated_fit
 from somabrain_dagster.memory.embedding import MiniLM
 from somabrain_dagster.memory.query import Query
-from somabrain_dagster.memory.recall import Overlay
 from somabrain_dagster.operations.chitchat import read_chitchat
 from somabrain_dagster.operations.enhancement import FAST_RULE, FIT, RECENCY, STARTING
 from somabrain_dagster.operations.enhancement_report import TARGET, EnhancementReport
@@ -19,9 +18,11 @@ from somabrain_dagster.operations.reenactment import Reenacted, TooShort, reenac
 from somabrain_dagster.settings import Settings
 from somabrain_dagster.store.adaptation import read_state
 from somabrain_dagster.store.database import Database
+from somabrain_dagster.store.trials import Overlay
 from somabrain_dagster.store.verification import verify
 from tests.brain import changes_of, events_of
-from tests.evidence.stage import CONFIGURATION, PLAN, PRIOR, Stage, blinded, folded
+from tests.evidence.stage import CONFIGURATION, PRIOR, Stage, blinded, folded
+from tests.reenacted import PLAN
 
 pytestmark = pytest.mark.learning
 

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from somabrain_dagster.learning.configuration import LearningConfiguration
 from somabrain_dagster.learning.enhancement import METRICS
+from somabrain_dagster.learning.weights import by_name
 from somabrain_dagster.operations.enhancement import FAST_RULE, FIT, POOLED, RECENCY, STARTING
 from somabrain_dagster.operations.enhancement_plot import draw
 from somabrain_dagster.operations.enhancement_report import (
@@ -27,8 +28,11 @@ from somabrain_dagster.operations.evidence import offer
 from somabrain_dagster.settings import Settings
 from somabrain_dagster.store.audit import SYSTEM, verify_chain
 from somabrain_dagster.store.database import Database
+from somabrain_dagster.store.proposals import proposal_problems, read_proposals
 from somabrain_dagster.store.proposed_weights import ACTION, NotWithinBounds, propose
-from tests.evidence.stage import PEOPLE, PLAN, Stage
+from somabrain_dagster.store.scales import SHIPPED_SCALES, read_scales
+from tests.evidence.stage import Stage
+from tests.reenacted import PEOPLE, PLAN
 
 pytestmark = pytest.mark.learning
 
@@ -158,7 +162,7 @@ def test_the_script_compares_two_files_and_says_so_by_its_exit_code(
 # -------------------------------------------------------------------------------------- the offer
 
 
-def test_the_winner_is_offered_in_the_audit_trail_and_changes_no_weight(
+def test_the_winner_is_a_proposal_in_the_audit_trail_and_changes_no_weight(
     stage: Stage, database: Database
 ) -> None:
     winner = stage.report.winner()
@@ -170,9 +174,19 @@ def test_the_winner_is_offered_in_the_audit_trail_and_changes_no_weight(
         ).fetchone()
         assert connection.execute("SELECT count(*) FROM promotions").fetchone() == (0,)
         assert verify_chain(connection, SYSTEM) is None
+        (kept,) = read_proposals(connection)
+        scales = read_scales(connection, kept.to_scales)
+        assert proposal_problems(connection) == []
     assert row is not None
     *event, body = row
     assert event == [version, "a test", ACTION]
+    offered = stage.report.proposals[winner]
+    assert (body["proposal_id"], kept.accepted, kept.reason) == (kept.proposal_id, True, "a test offers it")
+    assert by_name(kept.weights) == pytest.approx(by_name(kept.before) | offered.weights, abs=1e-9)
+    assert kept.gates[0].value == stage.report.difference(winner, STARTING).low > 0
+    if offered.scales is not None:
+        assert scales.half_life_seconds == offered.half_life_seconds
+        assert scales.values == tuple(offered.scales.values())
     assert body["weights"] == stage.report.proposals[winner].weights
     assert body["nano_units"] == {name: round(value * 1e9) for name, value in body["weights"].items()}
     assert body["evidence"]["policy"] == winner
@@ -197,5 +211,14 @@ def test_weights_that_cannot_be_are_not_offered(
 ) -> None:
     with database.as_operator() as connection:
         with pytest.raises(NotWithinBounds, match=message):
-            propose(connection, weights, LearningConfiguration(), "a test", {})
+            propose(
+                connection,
+                weights,
+                read_scales(connection, SHIPPED_SCALES),
+                LearningConfiguration(),
+                "a test",
+                [],
+                {},
+            )
         assert connection.execute("SELECT count(*) FROM audit_events").fetchone() == (0,)
+        assert read_proposals(connection) == []

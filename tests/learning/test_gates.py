@@ -1,6 +1,7 @@
 """A gate passes only on a number that meets its limit, and says by how much it failed."""
 
-from math import isnan, nan
+import json
+from math import inf, isnan, nan
 
 import pytest
 
@@ -39,3 +40,15 @@ def test_a_refusal_says_by_how_much() -> None:
     assert str(ess) == "effective_sample_size ≥ 2000: 2, failed by 1998"
     assert fine.shortfall == 0
     assert str(fine) == "divergence ≤ 0.05: 0.01, passed"
+
+
+@pytest.mark.parametrize("value", [0.1, -1e-300, 3.0, inf, -inf])
+def test_a_gate_survives_json(value: float) -> None:
+    gate = Gate("effect", value, "≥", 0.3)
+    assert Gate.from_json(json.loads(json.dumps(gate.to_json(), allow_nan=False))) == gate
+
+
+def test_what_was_not_measured_is_null_in_json() -> None:
+    body = json.loads(json.dumps(Gate("p", nan, "<", nan).to_json(), allow_nan=False))
+    assert body == {"name": "p", "value": None, "relation": "<", "limit": None, "passed": False}
+    assert Gate.from_json(body).missing

@@ -59,6 +59,7 @@ async def history_(call: Call) -> Answer:
                     restored_version=change.restored_version,
                     recall_id=change.recall_id,
                     promotion=change.promotion,
+                    scale_version=change.scale_version,
                 )
                 for change in found
             ],

@@ -1,103 +1,31 @@
 """`somabrain`: what a person runs."""
 
-import getpass
 import logging
 import os
 import shlex
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import wraps
 from pathlib import Path
-from typing import NoReturn, ParamSpec, TypeVar, get_args
+from typing import get_args
 
 import click
-import pydantic
-from pydantic_settings import SettingsError
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
 from rich.table import Table
 
 from somabrain_dagster import __version__
-from somabrain_dagster.embedded import EmbeddedServerError
-from somabrain_dagster.learning.configuration import InvalidConfiguration
+from somabrain_dagster.cli.console import actor, console, explained, fail, opened, watched
+from somabrain_dagster.cli.trials import canary, experiment, weights
+from somabrain_dagster.learning.features import FEATURES
 from somabrain_dagster.learning.weights import WEIGHTS, to_units
 from somabrain_dagster.memory import indexes
 from somabrain_dagster.memory.embedders import embedder_of
-from somabrain_dagster.memory.embedding import EmbeddingError
 from somabrain_dagster.operations import chitchat, dagster_home, importing, processes, servers
-from somabrain_dagster.operations.lines import CannotImport
-from somabrain_dagster.operations.summary import ImportSummary, Progress
+from somabrain_dagster.operations.summary import ImportSummary
 from somabrain_dagster.serving.run import serve as serve_http
 from somabrain_dagster.settings import Settings
-from somabrain_dagster.store import audit, keys
-from somabrain_dagster.store.adaptation import InvalidTenant, UnknownTenant, create_tenants, read_states
-from somabrain_dagster.store.cache import SnapshotCache
-from somabrain_dagster.store.database import Database, DatabaseUnreachable
+from somabrain_dagster.store import audit, changes, keys
+from somabrain_dagster.store.adaptation import create_tenants, read_states
+from somabrain_dagster.store.scales import list_scales
 from somabrain_dagster.store.verification import Verification, verify
-
-console = Console()
-if console.width < 110:
-    console.width = 110  # a row of ten weights, which a narrower terminal wraps and does not cut
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def fail(message: str) -> NoReturn:
-    """End with an error that says what to do."""
-    raise click.ClickException(message)
-
-
-def explained(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn the errors that a person can act on into their message, without a traceback."""
-
-    @wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return command(*args, **kwargs)
-        except (
-            CannotImport,
-            chitchat.ChitChatMissing,
-            EmbeddedServerError,
-            EmbeddingError,
-            InvalidConfiguration,
-            InvalidTenant,
-            indexes.LowRecall,
-            indexes.NoIndex,
-            UnknownTenant,
-            keys.TooManyKeys,
-            keys.UnknownKey,
-        ) as error:
-            fail(str(error))
-        except DatabaseUnreachable as error:
-            fail(f"Postgres cannot be reached: {error}\n`somabrain status` says which servers run.")
-        except (pydantic.ValidationError, SettingsError) as error:
-            fail(wrong_settings(error))
-
-    return run
-
-
-def wrong_settings(error: pydantic.ValidationError | SettingsError) -> str:
-    """Which variables are wrong, and why."""
-    if isinstance(error, SettingsError):
-        field = str(error).split('"')[1]
-        return f"SOMABRAIN_{field.upper()} must be JSON"
-    return "\n".join(
-        f"SOMABRAIN_{'_'.join(map(str, detail['loc'])).upper()}: {detail['msg']}" for detail in error.errors()
-    )
-
-
-@contextmanager
-def opened(settings: Settings) -> Iterator[tuple[Database, SnapshotCache]]:
-    """The store, its servers started if need be."""
-    database, snapshots = servers.open_store(servers.start(settings))
-    try:
-        yield database, snapshots
-    finally:
-        snapshots.close()
-        database.close()
 
 
 @click.group()
@@ -105,6 +33,11 @@ def opened(settings: Settings) -> Iterator[tuple[Database, SnapshotCache]]:
 def main() -> None:
     """SomaBrain's learning operations."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+
+
+main.add_command(experiment)
+main.add_command(canary)
+main.add_command(weights)
 
 
 @main.command()
@@ -292,6 +225,52 @@ def tenant_list(tenants: tuple[str, ...], most: int) -> None:
         console.print(f"… and {len(states) - most:,} more: `--most` shows them")
 
 
+@main.group()
+def scales() -> None:
+    """The scales that features are divided by."""
+
+
+@scales.command("list")
+@explained
+def scales_list() -> None:
+    """Show every version of the scales, what it was measured from, and how many tenants use it."""
+    with opened(Settings()) as (database, _), database.as_operator() as connection:
+        known = list_scales(connection)
+    table = Table(box=None)
+    table.add_column("version", justify="right")
+    for heading in ("half-life", *(feature.name for feature in FEATURES), "tenants"):
+        table.add_column(heading, justify="right")
+    for entry in known:
+        values = [f"{value:.4f}" for value in entry.scales.values]
+        half_life = f"{entry.scales.half_life_seconds:g} s"
+        table.add_row(str(entry.scales.version), half_life, *values, f"{entry.tenants:,}")
+    console.print(table)
+    for entry in known:
+        console.print(f"{entry.scales.version}: {entry.measured_from}", highlight=False, soft_wrap=True)
+
+
+@scales.command("use")
+@click.argument("version", type=int)
+@click.argument("tenants", nargs=-1)
+@click.option("--all", "everybody", is_flag=True, help="Every tenant that there is.")
+@explained
+def scales_use(version: int, tenants: tuple[str, ...], everybody: bool) -> None:
+    """Let tenants' recalls use another version of the scales; their weights go on meaning the same.
+
+    Each weight is multiplied by new/old, within its bounds: a change of weights like any other.
+    """
+    if everybody == bool(tenants):
+        fail("name the tenants, or say --all")
+    settings = Settings()
+    with opened(settings) as (database, snapshots):
+        with database.as_operator() as connection:
+            changed = changes.change_scales(
+                connection, tenants or None, version, settings.learning_configuration, actor()
+            )
+        snapshots.publish(changed)
+    console.print(f"tenants changed to scales {version}: {len(changed):,}")
+
+
 @main.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
 @click.option("--port", default=8400, show_default=True, help="Where to listen.")
@@ -353,11 +332,6 @@ def key_revoke(key_id: str) -> None:
     with opened(Settings()) as (database, _), database.as_operator() as connection:
         keys.revoke_key(connection, key_id, actor())
     console.print(f"{key_id}: revoked")
-
-
-def actor() -> str:
-    """Who runs this, for the audit trail."""
-    return f"cli:{getpass.getuser()}"
 
 
 @main.group()
@@ -487,28 +461,6 @@ def finish(summary: ImportSummary) -> None:
     console.print(str(summary), highlight=False)
     if summary.refused:
         sys.exit(1)
-
-
-@contextmanager
-def watched() -> Iterator[Progress]:
-    """A progress bar for each thing that is done, on a terminal; nothing elsewhere."""
-    with Bars(
-        TextColumn("{task.description:>12}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def progress(what: str, done: int, total: int | None) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what)
-            bars.update(tasks[what], completed=done, total=total)
-
-        yield progress
 
 
 if __name__ == "__main__":
