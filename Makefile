@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo learn up down status test test-slow lint types format evidence calibration bench-serving chaos-serving first-light
+.PHONY: help install demo learn up down status test test-slow lint types format evidence calibration bench-serving chaos-serving first-light bench-analysis
 
 help: ## Say what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -55,6 +55,9 @@ calibration: install ## How often each statistical decision errs, on generated t
 
 bench-serving: install ## The service against its floor and its peers, from a second process.
 	@$(BIN)/python -m benchmarks.serving
+
+bench-analysis: install ## How long experiments and the trends of a million events take to analyse, beside peers.
+	@$(BIN)/python -m benchmarks.analysis
 
 chaos-serving: install ## Kill the service, Postgres and Valkey under load; count what was acknowledged.
 	@$(BIN)/python scripts/chaos_serving.py

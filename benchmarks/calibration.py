@@ -19,10 +19,13 @@ from scipy.signal import lfilter
 from somabrain_dagster.learning.canary import CanaryRule, TenantPeriods, decide
 from somabrain_dagster.learning.choices import Choices, log_probabilities
 from somabrain_dagster.learning.comparison import compare
-from somabrain_dagster.learning.configuration import LearningConfiguration
+from somabrain_dagster.learning.configuration import GuardConfiguration, LearningConfiguration
 from somabrain_dagster.learning.experiments import Arm, Plan, analyse, sample_ratio, sample_size
 from somabrain_dagster.learning.features import FEATURES
+from somabrain_dagster.learning.gated_fit import gated_fit
 from somabrain_dagster.learning.gates import Gate
+from somabrain_dagster.learning.guard import first_trip, to_micros
+from somabrain_dagster.learning.half_life import HALF_LIVES, RECENCY, measured_scales, with_half_life
 from somabrain_dagster.learning.moments import Moments
 from somabrain_dagster.learning.multiplicity import lord_levels
 from somabrain_dagster.learning.offpolicy import (
@@ -35,9 +38,10 @@ from somabrain_dagster.learning.offpolicy import (
 )
 from somabrain_dagster.learning.optimizer import fit
 from somabrain_dagster.learning.policy import Scales
+from somabrain_dagster.learning.pooled_fit import pooled_fit
 from somabrain_dagster.learning.proposal import from_answers
 from somabrain_dagster.learning.sequential import LEAST_UNITS, log_evidence
-from somabrain_dagster.learning.trends import Series, Trend, trend
+from somabrain_dagster.learning.trends import Series, Trend, TrendRule, judge, trend
 from somabrain_dagster.learning.weights import RETRIEVAL, to_units
 
 Floats = NDArray[np.float64]
@@ -81,6 +85,9 @@ class Rate:
 
 # Trends
 
+TOGETHER = 100
+"""Tenants that are judged together."""
+
 
 def autoregressive(generator: np.random.Generator, draws: int, n: int, phi: float) -> Floats:
     """AR(1) noise of marginal standard deviation 1, shape (draws, n)."""
@@ -92,6 +99,14 @@ def autoregressive(generator: np.random.Generator, draws: int, n: int, phi: floa
 def trends_of(values: Floats) -> list[Trend]:
     times = np.arange(values.shape[1], dtype=np.float64)
     return [trend(Series(times, row)) for row in values]
+
+
+def directions(found: list[Trend]) -> list[list[int]]:
+    """What is acted upon, when so many tenants at a time are judged together."""
+    return [
+        [one.direction for one in judge(found[i : i + TOGETHER], TrendRule())]
+        for i in range(0, len(found), TOGETHER)
+    ]
 
 
 def trends() -> Iterator[Rate]:
@@ -109,11 +124,28 @@ def trends() -> Iterator[Rate]:
             yield Rate(
                 "trend", truth, "the slope's 95% interval covers it", draws, float(covered), least=0.91
             )
+            acted = np.mean([any(row) for row in directions(found)])
+            truth = f"{TOGETHER} tenants of it, φ = {phi}, {n} bins"
+            yield Rate("trend", truth, "some acted upon", draws // TOGETHER, float(acted))
     ramp = 1.5 * np.linspace(0, 1, 90)
-    found = trends_of(autoregressive(generator, draws // 2, 90, 0.3) + ramp)
-    share = np.mean([one.p < ALPHA and one.slope > 0 for one in found])
+    rising = trends_of(autoregressive(generator, draws, 90, 0.3) + ramp)
+    share = np.mean([one.p < ALPHA and one.slope > 0 for one in rising])
     truth = "a ramp of 1.5 sd over 90 bins, φ = 0.3"
-    yield Rate("trend", truth, "p < .05, rising", draws // 2, float(share), least=0.75)
+    yield Rate("trend", truth, "p < .05, rising", draws, float(share), least=0.75)
+
+    flat = trends_of(autoregressive(generator, draws, 90, 0.3))
+    fifth = TOGETHER // 5
+    mixed = [(rising if place % TOGETHER < fifth else flat)[place] for place in range(draws)]
+    proportions, discovered = [], []
+    for row in directions(mixed):
+        acted_upon = np.array(row) != 0
+        proportions.append(acted_upon[fifth:].sum() / max(acted_upon.sum(), 1))
+        discovered.append(acted_upon[:fifth].mean())
+    truth = f"that ramp for a fifth of {TOGETHER} tenants"
+    groups = draws // TOGETHER
+    happened = "mean share of false ones acted upon"
+    yield Rate("trend", truth, happened, groups, float(np.mean(proportions)), most=0.085)
+    yield Rate("trend", truth, "mean share of ramps acted upon", groups, float(np.mean(discovered)))
 
 
 # Experiments
@@ -395,6 +427,77 @@ def proposals() -> Iterator[Rate]:
         yield Rate("proposal", truth, "accepted", draws, accepted / draws, least, most)
 
 
+def pooled_gate() -> Iterator[Rate]:
+    """The fit that a proposal for everybody rests on, with the half-life to be chosen too, and its gate."""
+    draws, count, candidates, features = 100, 600, 15, len(FEATURES)
+    generator = np.random.default_rng(9)
+    box, start, truth = np.full(features, 5.0), np.zeros(features), np.zeros(features)
+    start[0], truth[0], truth[RECENCY] = 1.0, 1.0, 0.5
+    lengths = np.full(count, candidates)
+    for name, meaningless, least, most in (
+        ("shuffled labels", True, None, 0.1),
+        ("a true improvement, recency of 60 s", False, 0.8, None),
+    ):
+        accepted = found = 0
+        for _ in range(draws):
+            drawn = generator.normal(size=(count * candidates, features))
+            ages = np.exp(generator.uniform(0, np.log(30 * 86_400), len(drawn)))
+            drawn[:, RECENCY] = np.exp2(-ages / 3600)
+            scales = measured_scales(drawn, ages, lengths, 60.0)
+            utility = with_half_life(drawn, ages, 60.0, scales) @ truth / TAU
+            chosen = (utility + generator.gumbel(size=len(drawn))).reshape(count, -1).argmax(axis=1)
+            tenant = generator.integers(0, TENANTS, count)
+            choices = Choices(drawn, lengths, chosen, np.ones(count), tenant)
+            if meaningless:
+                choices = shuffled(generator, choices)
+            proposed = pooled_fit(choices, ages, TAU, start, -box, box, HALF_LIVES)
+            accepted += proposed.gate.passed
+            found += proposed.half_life is not None and proposed.half_life.seconds == 60.0
+        yield Rate("pooled fit", name, "accepted", draws, accepted / draws, least, most)
+        if not meaningless:
+            yield Rate("pooled fit", name, "accepted with 60 s", draws, found / draws, least)
+
+
+def tenants_gate() -> Iterator[Rate]:
+    """A tenant's own fit, by its own recalls alone."""
+    draws = 400
+    generator = np.random.default_rng(10)
+    for truth, count, meaningless, prior, least, most in (
+        ("shuffled labels, 50 recalls", 50, True, START, None, 0.1),
+        ("shuffled labels, 200 recalls", 200, True, START, None, 0.1),
+        ("the prior is the truth, 50 recalls", 50, False, TRUTH, None, 0.1),
+        ("the prior is the truth, 200 recalls", 200, False, TRUTH, None, 0.1),
+        ("it differs from the prior, 50 recalls", 50, False, START, None, None),
+        ("it differs from the prior, 200 recalls", 200, False, START, None, None),
+        ("it is the prior's opposite, 50 recalls", 50, False, -TRUTH, 0.8, None),
+    ):
+        own = 0
+        for _ in range(draws):
+            choices = recalls(generator, count, TRUTH)
+            if meaningless:
+                choices = shuffled(generator, choices)
+            own += gated_fit(choices, prior, TAU, -BOX, BOX).own
+        yield Rate("a tenant's own fit", truth, "accepted", draws, own / draws, least, most)
+
+
+# The guard
+
+
+def guards() -> Iterator[Rate]:
+    generator = np.random.default_rng(11)
+    rule = GuardConfiguration()
+    for truth, fall, events, draws in (
+        ("steady rewards, 1,000 events", 0.0, 1_000, 2_000),
+        ("they fall by 1 sd after 120 events, 40 more", 1.0, 160, 2_000),
+        ("they fall by 2 sd after 120 events, 40 more", 2.0, 160, 2_000),
+    ):
+        rewards = generator.normal(0.2, 0.25, (draws, events))
+        rewards[:, rule.window :] -= 0.25 * fall
+        nothing = np.zeros(0, dtype=np.int64)
+        tripped = [first_trip(nothing, to_micros(row), rule) is not None for row in np.clip(rewards, -1, 1)]
+        yield Rate("guard", truth, "rolled back", draws, float(np.mean(tripped)))
+
+
 MEASURES = (
     trends,
     promotions,
@@ -405,6 +508,9 @@ MEASURES = (
     full_gate,
     bandit_gate,
     proposals,
+    pooled_gate,
+    tenants_gate,
+    guards,
 )
 
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from psycopg import sql
 
 from somabrain_dagster.learning.trends import (
     Series,
@@ -17,7 +16,6 @@ from somabrain_dagster.learning.trends import (
     trend,
 )
 from somabrain_dagster.store.arrays import bigints, floats, texts
-from somabrain_dagster.store.binary import read_columns
 from somabrain_dagster.store.database import Connection
 from somabrain_dagster.store.positions import (
     BEHIND,
@@ -78,23 +76,26 @@ def read_session_means(connection: Connection, tenants: Sequence[str]) -> dict[s
         connection: an operator's transaction.
         tenants: whose; those without feedback have empty series.
     """
-    columns = read_columns(
-        connection,
-        sql.SQL(
-            """
-            SELECT t.place, avg(date_part('epoch', e.occurred_at)) / 86400, avg(e.utility)
-            FROM feedback_events e JOIN unnest({}) WITH ORDINALITY AS t (tenant_id, place) USING (tenant_id)
-            GROUP BY t.place, e.session_id
-            """
-        ).format(sql.Literal(list(tenants)) + sql.SQL("::text[]")),
-        {"place": "int8", "time": "float8", "utility": "float8"},
+    # One row a tenant, since each has its price; both aggregates take the sessions as they come.
+    rows = connection.cursor(binary=True).execute(
+        """
+        SELECT
+            tenant_id, string_agg(float8send(at / 86400), ''::bytea),
+            string_agg(float8send(utility), ''::bytea)
+        FROM (
+            SELECT tenant_id, session_id, avg(date_part('epoch', occurred_at)) AS at, avg(utility) AS utility
+            FROM feedback_events WHERE tenant_id = ANY (%s) GROUP BY tenant_id, session_id
+        ) AS sessions
+        GROUP BY tenant_id
+        """,
+        (list(tenants),),
     )
-    order = np.argsort(columns["place"], kind="stable")
-    ends = np.searchsorted(columns["place"][order], np.arange(1, len(tenants) + 1), side="right")
-    return {
-        tenant_id: ordered(columns["time"][rows], columns["utility"][rows])
-        for tenant_id, rows in zip(tenants, np.split(order, ends)[:-1], strict=True)
-    }
+    means = dict.fromkeys(tenants, ordered(np.zeros(0), np.zeros(0)))
+    for tenant_id, times, utilities in rows:
+        means[tenant_id] = ordered(
+            *(np.frombuffer(sent, dtype=">f8").astype(np.float64) for sent in (times, utilities))
+        )
+    return means
 
 
 def analyse(connection: Connection, rule: TrendRule) -> Trends:
