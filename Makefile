@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up down status test test-slow lint types format evidence calibration bench-serving chaos-serving first-light
+.PHONY: help install demo up down status test test-slow lint types format scales evidence calibration bench-serving bench-recall chaos-serving first-light
 
 help: ## Say what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -44,6 +44,9 @@ format: install ## Format the code.
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+scales: install ## Measure the scales that ship on recorded conversations.
+	@$(BIN)/python -m benchmarks.scales
+
 evidence: install ## Does learning recall better? On held-out questions of real conversations; six minutes.
 	@$(BIN)/python scripts/prove_enhancement.py
 
@@ -52,6 +55,9 @@ calibration: install ## How often each statistical decision errs, on generated t
 
 bench-serving: install ## The service against its floor and its peers, from a second process.
 	@$(BIN)/python -m benchmarks.serving
+
+bench-recall: install ## Recall at 1,000 to 1,000,000 memories beside the bare pgvector query; embedding.
+	@$(BIN)/python -m benchmarks.recall
 
 chaos-serving: install ## Kill the service, Postgres and Valkey under load; count what was acknowledged.
 	@$(BIN)/python scripts/chaos_serving.py
