@@ -1,7 +1,7 @@
 """How fast memories are recalled, beside the bare pgvector query: `python -m benchmarks.recall`.
 
 The memories are messages of the BYU Chit-Chat data with their real embeddings, cut into 100 tenants of equal
-size. There are 40,000 different ones: a greater number of memories repeats them, each time as other memories
+size. There are 20,000 different ones: a greater number of memories repeats them, each time as other memories
 of another tenant; no tenant has one twice. The questions are later messages, embedded beforehand: what it
 takes to embed one is told apart. Embeddings are kept under SOMABRAIN_HOME.
 
@@ -47,7 +47,7 @@ from somabrain_dagster.store.recalls import EF_SEARCH, SIMILAR, Backend, distanc
 REPORT = Path("reports/bench-recall.json")
 SIZES = (1000, 100_000, 1_000_000)
 TENANTS = 100
-DIFFERENT = 40_000
+DIFFERENT = 20_000
 QUESTIONS = 200
 CHUNK = 2000
 """Texts that are embedded, and memories that are written, together."""
@@ -68,21 +68,17 @@ class Corpus:
     question_vectors: Vectors
 
 
-def read_corpus(home: Path, count: int) -> Corpus:
-    """The first messages of the data, each text of a speaker once, and as questions later ones."""
+def read_corpus(home: Path, different: int) -> Corpus:
+    """The first messages of the data, each text of a speaker once, and as questions those that follow."""
     distinct: dict[str, Message] = {}
     for conversation in read_chitchat(1).conversations:
         for message in conversation.messages:
             distinct.setdefault(spoken(message.speaker, message.text), message)
     spoken_texts, messages = list(distinct), list(distinct.values())
-    different = min(count, DIFFERENT)
-    later = slice(DIFFERENT, DIFFERENT + QUESTIONS)
+    later = slice(different, different + QUESTIONS)
     minilm = MiniLM()
     path = home / "benchmarks" / f"chitchat-{minilm.digest[:12]}-{different}.npy"
-    whole = path.with_name(path.name.replace(f"-{different}.", f"-{DIFFERENT}."))
-    if whole.exists():
-        vectors = np.load(whole)[:different]
-    elif path.exists():
+    if path.exists():
         vectors = np.load(path)
     else:
         vectors = embed(minilm, spoken_texts[:different])
@@ -223,8 +219,7 @@ class Row:
     recall: Measured
 
 
-def by_size(settings: Settings, size: int, promoted: int) -> list[Row]:
-    corpus = read_corpus(settings.home, size)
+def by_size(settings: Settings, corpus: Corpus, size: int, promoted: int) -> list[Row]:
     with scratch_database(settings, "bench") as database, Database(database.url, options=SCAN) as bare:
         start = time.perf_counter()
         tenants = load(database, corpus, [size // TENANTS] * TENANTS)
@@ -283,8 +278,9 @@ def main() -> None:
         return
     load_before = os.getloadavg()[0]
     embedding = embedding_rates()
+    corpus = read_corpus(settings.home, DIFFERENT)
     print(f"                       p50 ms   p95 ms     QPS of {CLIENTS} clients")
-    rows = [row for size in arguments.sizes for row in by_size(settings, size, arguments.promoted)]
+    rows = [row for size in arguments.sizes for row in by_size(settings, corpus, size, arguments.promoted)]
     write_report(settings, load_before, embedding, rows)
 
 
