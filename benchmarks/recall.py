@@ -295,7 +295,7 @@ def write_report(
         "commit": provenance.commit(),
         "machine": provenance.machine(),
         "versions": {"postgres": postgres, "pgvector": pgvector, "model": MiniLM.name},
-        "load_before": load_before,
+        "load": {"before": load_before, "after": os.getloadavg()[0]},
         "tenants": TENANTS,
         "different_texts": DIFFERENT,
         "questions": QUESTIONS,
