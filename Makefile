@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo learn up down status test test-slow lint types format evidence calibration bench-serving chaos-serving first-light bench-analysis
+.PHONY: help install demo learn up down status test test-slow lint types format evidence calibration bench-serving chaos-serving first-light bench-analysis scales bench-recall
 
 help: ## Say what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,6 +47,9 @@ format: install ## Format the code.
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+scales: install ## Measure the scales that ship on recorded conversations.
+	@$(BIN)/python -m benchmarks.scales
+
 evidence: install ## Does learning recall better? On held-out questions of real conversations; six minutes.
 	@$(BIN)/python scripts/prove_enhancement.py
 
@@ -58,6 +61,9 @@ bench-serving: install ## The service against its floor and its peers, from a se
 
 bench-analysis: install ## How long experiments and the trends of a million events take to analyse, beside peers.
 	@$(BIN)/python -m benchmarks.analysis
+
+bench-recall: install ## Recall at 1,000 to 1,000,000 memories beside the bare pgvector query; embedding.
+	@$(BIN)/python -m benchmarks.recall
 
 chaos-serving: install ## Kill the service, Postgres and Valkey under load; count what was acknowledged.
 	@$(BIN)/python scripts/chaos_serving.py

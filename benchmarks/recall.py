@@ -1,33 +1,41 @@
-"""How fast memories are recalled, beside the bare pgvector query: `python benchmarks/recall.py 1000 100000`.
+"""How fast memories are recalled, beside the bare pgvector query: `python -m benchmarks.recall`.
 
 The memories are messages of the BYU Chit-Chat data with their real embeddings, cut into 100 tenants of equal
-size. There are 100,000 different ones at most: a greater number of memories repeats them, each time as other
-memories of another tenant. The questions are later messages, embedded beforehand: what it takes to embed one
-is in `benchmarks/embedding.py`. Embeddings are kept under SOMABRAIN_HOME.
+size. There are 20,000 different ones: a greater number of memories repeats them, each time as other memories
+of another tenant; no tenant has one twice. The questions are later messages, embedded beforehand: what it
+takes to embed one is told apart. Embeddings are kept under SOMABRAIN_HOME.
+
+The floor is the ten nearest memories of a tenant by pgvector alone, nothing weighed and nothing logged, in a
+transaction of the tables' owner. Writes reports/bench-recall.json.
 
 `--threshold` finds from how many memories on an index is worth its place: one tenant of each size, searched
 exactly and then by an index.
 """
 
 import argparse
+import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.embedding import Rate, embedding_rates
 from somabrain_dagster.learning.configuration import LearningConfiguration
 from somabrain_dagster.memory.embedding import MiniLM, Vectors, spoken
 from somabrain_dagster.memory.indexes import promote
 from somabrain_dagster.memory.memories import Memories
 from somabrain_dagster.memory.query import Query
 from somabrain_dagster.memory.vectors import as_text
+from somabrain_dagster.operations import provenance
 from somabrain_dagster.operations.chitchat import Message, read_chitchat
 from somabrain_dagster.operations.scratch import scratch_database
 from somabrain_dagster.settings import Settings
@@ -36,8 +44,10 @@ from somabrain_dagster.store.database import Database
 from somabrain_dagster.store.embedding_models import EmbeddingModel, adopt_model
 from somabrain_dagster.store.recalls import EF_SEARCH, SIMILAR, Backend, distance_by
 
+REPORT = Path("reports/bench-recall.json")
+SIZES = (1000, 100_000, 1_000_000)
 TENANTS = 100
-DIFFERENT = 100_000
+DIFFERENT = 20_000
 QUESTIONS = 200
 CHUNK = 2000
 """Texts that are embedded, and memories that are written, together."""
@@ -58,21 +68,17 @@ class Corpus:
     question_vectors: Vectors
 
 
-def read_corpus(home: Path, count: int) -> Corpus:
+def read_corpus(home: Path, different: int) -> Corpus:
     """The first messages of the data, each text of a speaker once, and as questions those that follow."""
     distinct: dict[str, Message] = {}
     for conversation in read_chitchat(1).conversations:
         for message in conversation.messages:
             distinct.setdefault(spoken(message.speaker, message.text), message)
     spoken_texts, messages = list(distinct), list(distinct.values())
-    different = min(count, DIFFERENT)
-    later = slice(DIFFERENT, DIFFERENT + QUESTIONS)
+    later = slice(different, different + QUESTIONS)
     minilm = MiniLM()
     path = home / "benchmarks" / f"chitchat-{minilm.digest[:12]}-{different}.npy"
-    whole = path.with_name(path.name.replace(f"-{different}.", f"-{DIFFERENT}."))
-    if whole.exists():
-        vectors = np.load(whole)[:different]
-    elif path.exists():
+    if path.exists():
         vectors = np.load(path)
     else:
         vectors = embed(minilm, spoken_texts[:different])
@@ -202,14 +208,24 @@ class Bench:
         return [partial(call, tenant_id, place) for place, tenant_id in enumerate(turns)]
 
 
-def by_size(settings: Settings, size: int, promoted: int) -> None:
-    corpus = read_corpus(settings.home, size)
+@dataclass(frozen=True)
+class Row:
+    """What was measured of one size and one index; `recall` beside its floor."""
+
+    memories: int
+    a_tenant: int
+    backend: Backend
+    bare: Measured
+    recall: Measured
+
+
+def by_size(settings: Settings, corpus: Corpus, size: int, promoted: int) -> list[Row]:
     with scratch_database(settings, "bench") as database, Database(database.url, options=SCAN) as bare:
         start = time.perf_counter()
         tenants = load(database, corpus, [size // TENANTS] * TENANTS)
-        print(f"{size:9,} memories, loaded in {time.perf_counter() - start:.0f} s")
+        print(f"{size:9,} memories, loaded in {time.perf_counter() - start:.0f} s", flush=True)
         bench = Bench(database, bare, corpus, settings)
-        report("exact", bench, tenants, "exact")
+        rows = [compared(size, bench, tenants, "exact")]
         # With fewer memories a search by an index is always followed by an exact one.
         if promoted and size // TENANTS > SIMILAR:
             large = tenants[:promoted]
@@ -217,12 +233,16 @@ def by_size(settings: Settings, size: int, promoted: int) -> None:
             for tenant_id in large:
                 promote(database, tenant_id, actor="benchmark")
             print(f"    {promoted} tenants promoted in {time.perf_counter() - start:.1f} s")
-            report("hnsw", bench, large, "hnsw")
+            rows.append(compared(size, bench, large, "hnsw"))
+    return rows
 
 
-def report(name: str, bench: Bench, tenants: Sequence[str], backend: Backend) -> None:
+def compared(size: int, bench: Bench, tenants: Sequence[str], backend: Backend) -> Row:
+    measured = {}
     for what, calls in (("bare", bench.bare(tenants, backend)), ("recall", bench.recalls(tenants, backend))):
-        print(f"    {name:6} {what:7} {measure(calls)}", flush=True)
+        measured[what] = measure(calls)
+        print(f"    {backend:6} {what:7} {measured[what]}", flush=True)
+    return Row(size, size // TENANTS, backend, **measured)
 
 
 def threshold(settings: Settings, sizes: Sequence[int]) -> None:
@@ -246,17 +266,46 @@ def threshold(settings: Settings, sizes: Sequence[int]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("sizes", type=int, nargs="*", default=[], help="memories in all, over 100 tenants")
-    parser.add_argument("--promoted", type=int, default=0, help="tenants to measure by an index as well")
-    parser.add_argument("--threshold", type=int, nargs="*", help="measure the threshold, at these sizes")
+    parser.add_argument("sizes", type=int, nargs="*", default=SIZES, help="memories over 100 tenants")
+    parser.add_argument("--promoted", type=int, default=5, help="tenants to measure by an index as well")
+    parser.add_argument(
+        "--threshold", type=int, nargs="*", help="measure the threshold alone, at these sizes"
+    )
     arguments = parser.parse_args()
     settings = Settings()
-    if arguments.sizes:
-        print(f"                       p50 ms   p95 ms     QPS of {CLIENTS} clients")
-    for size in arguments.sizes:
-        by_size(settings, size, arguments.promoted)
     if arguments.threshold is not None:
         threshold(settings, arguments.threshold or THRESHOLD_SIZES)
+        return
+    load_before = os.getloadavg()[0]
+    embedding = embedding_rates()
+    corpus = read_corpus(settings.home, DIFFERENT)
+    print(f"                       p50 ms   p95 ms     QPS of {CLIENTS} clients")
+    rows = [row for size in arguments.sizes for row in by_size(settings, corpus, size, arguments.promoted)]
+    write_report(settings, load_before, embedding, rows)
+
+
+def write_report(
+    settings: Settings, load_before: float, embedding: Sequence[Rate], rows: Sequence[Row]
+) -> None:
+    with scratch_database(settings, "bench") as database, database.as_owner() as connection:
+        (postgres, pgvector) = connection.execute(
+            "SELECT current_setting('server_version'), extversion FROM pg_extension WHERE extname = 'vector'"
+        ).fetchone() or (None, None)
+    report: dict[str, Any] = {
+        "commit": provenance.commit(),
+        "machine": provenance.machine(),
+        "versions": {"postgres": postgres, "pgvector": pgvector, "model": MiniLM.name},
+        "load": {"before": load_before, "after": os.getloadavg()[0]},
+        "tenants": TENANTS,
+        "different_texts": DIFFERENT,
+        "questions": QUESTIONS,
+        "clients": CLIENTS,
+        "embedding": [asdict(rate) for rate in embedding],
+        "recall": [asdict(row) for row in rows],
+    }
+    REPORT.parent.mkdir(exist_ok=True)
+    REPORT.write_text(json.dumps(report, indent=2) + "\n")
+    print(f"written: {REPORT}")
 
 
 if __name__ == "__main__":

@@ -45,7 +45,10 @@ def owners(database: Database, memory_ids: list[int]) -> set[str]:
 def test_random_tenants_recall_only_their_own(
     shared_database: Database, minilm: Embedder, lives: list[list[int]], asked: int, mode: Mode, seed: int
 ) -> None:
-    """Tenants that remember much the same, each linked through, ask what another remembers."""
+    """Tenants that remember much the same, each linked through, ask what another remembers.
+
+    Once as it is, and once by row security alone: with a filter that names them all.
+    """
     memories = room(shared_database, minilm, seed)
     tenants = new_tenants(shared_database, len(lives))
     own: dict[str, list[int]] = {}
@@ -64,6 +67,10 @@ def test_random_tenants_recall_only_their_own(
         assert sorted(hit.memory_id for hit in recall.hits) == sorted(own[tenant])
         row = logged(shared_database, tenant, recall.recall_id)
         assert owners(shared_database, row["candidate_ids"]) == {tenant}
+        embedding = as_text(minilm.embed([SAID[asked].text])[0])
+        with shared_database.as_tenants([tenant]) as connection:
+            seen = seen_by_every_tenants_query(connection, tenants, "exact", embedding, LATER)
+        assert seen == set(own[tenant])
 
 
 def seen_by_every_tenants_query(

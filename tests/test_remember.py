@@ -90,6 +90,23 @@ def test_the_longest_text_is_kept_and_recalled(
     assert hit.text == text
 
 
+def test_words_are_in_the_row_of_their_memory_beside_its_vector(
+    shared_database: Database, minilm: Embedder
+) -> None:
+    """The longest of real messages: a search of full text that had to fetch their words would take longer."""
+    memories, tenant = room(shared_database, minilm), new_tenant(shared_database)
+    longest = sorted(messages(600), key=lambda one: len(one.text))[-10:]
+    remember(memories, tenant, longest)
+    with shared_database.as_tenants([tenant]) as connection:
+        ((texts, words),) = connection.execute(
+            """
+            SELECT count(pg_column_toast_chunk_id(text)), count(pg_column_toast_chunk_id(lexemes))
+            FROM memories
+            """
+        ).fetchall()
+    assert (texts > 0, words) == (True, 0)
+
+
 def stored(database: Database, tenant: str) -> dict[int, Vectors]:
     """Embeddings as they are stored, by memory."""
     with database.as_tenants([tenant]) as connection:
