@@ -27,6 +27,7 @@ from somabrain_dagster.learning.weights import WEIGHTS, to_units
 from somabrain_dagster.memory import indexes
 from somabrain_dagster.memory.embedders import embedder_of
 from somabrain_dagster.memory.embedding import EmbeddingError
+from somabrain_dagster.memory.exporting import exported_lines
 from somabrain_dagster.operations import chitchat, dagster_home, importing, processes, servers
 from somabrain_dagster.operations.lines import CannotImport
 from somabrain_dagster.operations.summary import ImportSummary, Progress
@@ -475,6 +476,33 @@ def import_feedback(file: Path, rejects: Path | None, create_tenants: bool) -> N
             snapshots=snapshots,
         )
     finish(summary)
+
+
+@main.group()
+def export() -> None:
+    """Take data out, as lines of JSON."""
+
+
+@export.command("memories")
+@click.argument("tenant")
+@click.option(
+    "--to",
+    "file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="A file, complete or not there.  [default: standard output]",
+)
+@explained
+def export_memories(tenant: str, file: Path | None) -> None:
+    """All memories of TENANT with their links, a line each: what GET /memory/export answers."""
+    with opened(Settings()) as (database, _), database.as_operator() as connection:
+        lines = exported_lines(connection, tenant)
+        if file is None:
+            sys.stdout.buffer.writelines(lines)
+            return
+        partial = file.with_name(f"{file.name}.partial")
+        with partial.open("wb") as output:
+            output.writelines(lines)
+        partial.replace(file)
 
 
 def beside(file: Path, what: str) -> Path:
