@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up down status test test-slow lint types format evidence calibration bench-serving chaos-serving first-light
+.PHONY: help install demo up down status test test-slow lint types format evidence calibration bench-serving bench-beside chaos-serving first-light
 
 help: ## Say what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -52,6 +52,9 @@ calibration: install ## How often each statistical decision errs, on generated t
 
 bench-serving: install ## The service against its floor and its peers, from a second process.
 	@$(BIN)/python -m benchmarks.serving
+
+bench-beside: install ## The service's latency alone, and beside runs of the learning chain.
+	@$(BIN)/python -m benchmarks.beside
 
 chaos-serving: install ## Kill the service, Postgres and Valkey under load; count what was acknowledged.
 	@$(BIN)/python scripts/chaos_serving.py

@@ -237,6 +237,7 @@ def ui(port: int, service_port: int) -> None:
             {**os.environ, **dagster_home.prepare(settings, running)},
             logs,
             announce,
+            giving_way=["webserver", "daemon"],
         )
     finally:
         console.print("stopping …")
