@@ -9,6 +9,7 @@ work, so that the requests that were answered meanwhile are told apart. Writes r
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -181,6 +182,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--rate", type=float, default=100.0)
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by which whatever was started is stopped
     with tempfile.TemporaryDirectory(prefix="somabrain-bench-", dir="/var/tmp") as directory:
         place = Path(directory)
         place.chmod(0o711)
