@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo learn up down status test test-slow lint types format evidence calibration bench-serving chaos-serving first-light bench-analysis scales bench-recall
+.PHONY: help install demo learn up down status test test-slow lint types format evidence calibration bench-serving chaos-serving first-light bench-analysis scales bench-recall bench-beside
 
 help: ## Say what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -64,6 +64,9 @@ bench-analysis: install ## How long experiments and the trends of a million even
 
 bench-recall: install ## Recall at 1,000 to 1,000,000 memories beside the bare pgvector query; embedding.
 	@$(BIN)/python -m benchmarks.recall
+
+bench-beside: install ## The service's latency alone, and beside runs of the learning chain.
+	@$(BIN)/python -m benchmarks.beside
 
 chaos-serving: install ## Kill the service, Postgres and Valkey under load; count what was acknowledged.
 	@$(BIN)/python scripts/chaos_serving.py

@@ -1,9 +1,10 @@
-"""Closed-loop load on an HTTP server, from a process of its own: each client sends when it has its answer.
+"""Load on an HTTP server, from a process of its own. Prints one line of JSON.
 
     python -m benchmarks.load 127.0.0.1 8400 requests.bin --clients 8 --seconds 5
 
-`requests.bin` holds whole HTTP/1.1 requests, each preceded by its length in four bytes; the clients take them
-in turn, from the beginning again when they are through. Prints one line of JSON.
+Each client sends when it has its answer; with `--rate` the requests are due at even times, and the latency of
+one counts from when it was due. `requests.bin` holds whole HTTP/1.1 requests, each preceded by its length in
+four bytes; the clients take them in turn, from the beginning again when they are through.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import struct
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import cycle
+from itertools import count, cycle
 from pathlib import Path
 from typing import Any, cast
 
@@ -56,10 +57,17 @@ class _Client(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._send()
+        self._wait_and_send()
+
+    def _wait_and_send(self) -> None:
+        now = time.perf_counter()
+        self._sent = next(self._tally.due, now)
+        if self._sent > now:
+            asyncio.get_running_loop().call_later(self._sent - now, self._send)
+        else:
+            self._send()
 
     def _send(self) -> None:
-        self._sent = time.perf_counter()
         self._transport.write(next(self._requests))
 
     def data_received(self, data: bytes) -> None:
@@ -81,7 +89,7 @@ class _Client(asyncio.Protocol):
         if now >= self._tally.until:
             self._transport.close()
         else:
-            self._send()
+            self._wait_and_send()
 
     def connection_lost(self, error: Exception | None) -> None:
         if not self._done.done():
@@ -91,9 +99,11 @@ class _Client(asyncio.Protocol):
 class Tally:
     """What came back."""
 
-    def __init__(self, begins: float, until: float) -> None:
+    def __init__(self, begins: float, until: float, due: Iterator[float]) -> None:
         self.begins = begins
         self.until = until
+        self.due = due
+        self.answered_at: list[float] = []
         self.latencies: list[float] = []
         self.statuses: Counter[int] = Counter()
         self.failure: str | None = None
@@ -105,14 +115,22 @@ class Tally:
             self.failure = body[:300].decode(errors="replace")
         if now >= self.begins:
             self.latencies.append(latency)
+            self.answered_at.append(time.time())
 
 
 async def _load(
-    host: str, port: int, requests: Sequence[bytes], clients: int, warm: float, seconds: float
+    host: str,
+    port: int,
+    requests: Sequence[bytes],
+    clients: int,
+    warm: float,
+    seconds: float,
+    rate: float | None,
 ) -> Tally:
     loop = asyncio.get_running_loop()
     began = time.perf_counter()
-    tally = Tally(began + warm, began + warm + seconds)
+    due = iter(()) if rate is None else (began + number / rate for number in count())
+    tally = Tally(began + warm, began + warm + seconds, due)
     turns = cycle(requests)
     done = [loop.create_future() for _ in range(clients)]
     for future in done:
@@ -122,10 +140,30 @@ async def _load(
 
 
 def load(
-    host: str, port: int, requests: Sequence[bytes], clients: int, warm: float, seconds: float
+    host: str,
+    port: int,
+    requests: Sequence[bytes],
+    clients: int,
+    warm: float,
+    seconds: float,
+    rate: float | None = None,
+    trace: Path | None = None,
 ) -> dict[str, Any]:
-    """Load a server and say what came back."""
-    tally = uvloop.run(_load(host, port, requests, clients, warm, seconds))
+    """Load a server and say what came back.
+
+    Args:
+        host: where it listens.
+        port: where it listens.
+        requests: taken in turn.
+        clients: how many connections.
+        warm: seconds that are not counted.
+        seconds: that are.
+        rate: requests a second in all; None for as many as are answered.
+        trace: a file for the time of each answer and its latency, in seconds, a numpy array (N, 2).
+    """
+    tally = uvloop.run(_load(host, port, requests, clients, warm, seconds, rate))
+    if trace is not None:
+        np.save(trace, np.column_stack((tally.answered_at, tally.latencies)))
     latencies = np.array(tally.latencies)
     p50, p95, p99 = (
         (np.quantile(latencies, [0.5, 0.95, 0.99]) * 1000).tolist() if len(latencies) else (0, 0, 0)
@@ -138,7 +176,7 @@ def load(
         "p50_ms": round(p50, 3),
         "p95_ms": round(p95, 3),
         "p99_ms": round(p99, 3),
-        "statuses": {str(status): count for status, count in sorted(tally.statuses.items())},
+        "statuses": {str(status): times for status, times in sorted(tally.statuses.items())},
         "client_cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2),
         "failure": tally.failure,
     }
@@ -152,9 +190,18 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--warm", type=float, default=1.0)
     parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--rate", type=float)
+    parser.add_argument("--trace", type=Path)
     given = parser.parse_args()
     said = load(
-        given.host, given.port, read_requests(given.requests), given.clients, given.warm, given.seconds
+        given.host,
+        given.port,
+        read_requests(given.requests),
+        given.clients,
+        given.warm,
+        given.seconds,
+        given.rate,
+        given.trace,
     )
     print(json.dumps(said))
 

@@ -1,8 +1,9 @@
 """The peers that the service is measured beside, each in a virtual environment of its own under .somabrain/.
 
-Each is set up as its documentation says (default), and again with what makes it fast (tuned). Both keep what
-they are told in the same Postgres that the service writes to, so that an answer means the same: it is
-committed.
+Each is set up as its documentation says (default), and again with what makes it fast (tuned). MLflow and
+Feast keep what they are told in the same Postgres that the service writes to, so that an answer means the
+same: it is committed. Feast on Redis is measured too, though its answer means less: the latest value of each
+entity, synced each second.
 """
 
 import json
@@ -29,6 +30,17 @@ START_SECONDS = 120
 INSTALL_SECONDS = 900
 
 
+def versions() -> dict[str, str]:
+    """Of the peers that are installed."""
+    found = {}
+    for name in ("mlflow", "feast"):
+        python = HOME / name / "bin" / "python"
+        if python.exists():
+            asked = [str(python), "-c", f"from importlib.metadata import version; print(version({name!r}))"]
+            found[name] = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+    return found
+
+
 class PeerMissing(RuntimeError):
     """A peer cannot be installed or started here; the message says why."""
 
@@ -37,7 +49,8 @@ def installed(name: str, packages: Sequence[str]) -> Path:
     """The bin directory of a peer's environment, made if need be."""
     environment = HOME / name
     marker = environment / ".installed"
-    if not marker.exists():
+    wanted = " ".join(packages)
+    if not (marker.exists() and marker.read_text() == wanted):
         shutil.rmtree(environment, ignore_errors=True)
         commands: list[list[str | Path]] = [
             [sys.executable, "-m", "venv", environment],
@@ -52,7 +65,7 @@ def installed(name: str, packages: Sequence[str]) -> Path:
                 raise PeerMissing(f"{name} was not installed in {INSTALL_SECONDS} s") from error
             if done.returncode:
                 raise PeerMissing(f"{name} cannot be installed: {done.stderr.strip().splitlines()[-1:]}")
-        marker.touch()
+        marker.write_text(wanted)
     return environment / "bin"
 
 
@@ -177,7 +190,10 @@ registry:
   cache_ttl_seconds: {ttl}
 provider: local
 online_store:
-  type: postgres
+{store}entity_key_serialization_version: 3
+"""
+
+_FEAST_POSTGRES = """  type: postgres
   host: {host}
   port: {port}
   database: {database}
@@ -185,7 +201,10 @@ online_store:
   user: {user}
   password: "{password}"
   sslmode: disable
-{pool}entity_key_serialization_version: 3
+"""
+
+_FEAST_REDIS = """  type: redis
+  connection_string: "{host}:{port},password={password}"
 """
 
 _FEAST_DEFINITIONS = """
@@ -206,22 +225,35 @@ view = FeatureView(
 @contextmanager
 def feast(admin_url: str, port: int, *, tuned: bool) -> Iterator[list[bytes]]:
     """Feast's feature server on Postgres, and requests that push a row each."""
-    bin_ = installed("feast", ["feast[postgres]"])
+    parts = urlsplit(_new_database(admin_url, "peer_feast"))
+    store = _FEAST_POSTGRES.format(
+        host=parts.hostname,
+        port=parts.port,
+        database=parts.path.removeprefix("/"),
+        user=parts.username,
+        password=parts.password,
+    )
+    pool = "  conn_type: pool\n  min_conn: 2\n  max_conn: 16\n" if tuned else ""
+    with _feast(port, store + pool, tuned=tuned) as requests:
+        yield requests
+
+
+@contextmanager
+def feast_on_redis(redis_url: str, port: int, *, tuned: bool) -> Iterator[list[bytes]]:
+    """Feast's feature server on a Redis-protocol server, and requests that push a row each."""
+    parts = urlsplit(redis_url)
+    store = _FEAST_REDIS.format(host=parts.hostname, port=parts.port, password=parts.password)
+    with _feast(port, store, tuned=tuned) as requests:
+        yield requests
+
+
+@contextmanager
+def _feast(port: int, store: str, *, tuned: bool) -> Iterator[list[bytes]]:
+    bin_ = installed("feast", ["feast[postgres,redis]"])
     directory = HOME / f"feast-{'tuned' if tuned else 'default'}"
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    parts = urlsplit(_new_database(admin_url, "peer_feast"))
-    (directory / "feature_store.yaml").write_text(
-        _FEAST_STORE.format(
-            ttl=3600 if tuned else 60,
-            host=parts.hostname,
-            port=parts.port,
-            database=parts.path.removeprefix("/"),
-            user=parts.username,
-            password=parts.password,
-            pool="  conn_type: pool\n  min_conn: 2\n  max_conn: 16\n" if tuned else "",
-        )
-    )
+    (directory / "feature_store.yaml").write_text(_FEAST_STORE.format(ttl=3600 if tuned else 60, store=store))
     (directory / "definitions.py").write_text(_FEAST_DEFINITIONS)
     parquet = (
         "import pandas as pd; pd.DataFrame({'tenant_id': ['t0'], 'utility': [0.0], "

@@ -3,13 +3,15 @@
 The load comes from a second process. The feedback is real: people's ratings of their conversations (BYU
 Chit-Chat), as the import lands it. All of it is durable: fsync and synchronous_commit are read back from the
 server. The floor is the same framework doing as little as can be: a constant answer, and the same feedback
-put by one multi-row INSERT and COMMIT a batch into one bare table. Writes reports/bench-serving.json.
+put by one multi-row INSERT and COMMIT a batch into one bare table, whose rows are as large. The peers are set
+up by the script itself. Writes reports/bench-serving.json.
 """
 
 import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,11 +19,13 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import psycopg
+from psycopg import sql
 from rich.console import Console
 from rich.table import Table
 
@@ -36,6 +40,7 @@ from somabrain_dagster.embedded import (
 )
 from somabrain_dagster.learning.configuration import LearningConfiguration
 from somabrain_dagster.operations.chitchat import read_chitchat
+from somabrain_dagster.operations.provenance import commit, machine
 from somabrain_dagster.store.adaptation import create_tenants
 from somabrain_dagster.store.database import Database
 from somabrain_dagster.store.keys import create_key
@@ -85,11 +90,12 @@ def measured(
         if done.returncode:
             raise RuntimeError(f"the load on {name} failed: {done.stderr[-500:]}")
         row = {"contender": name, **json.loads(done.stdout)}
+        answered = sum(row["statuses"].values())
         good = sum(count for status, count in row["statuses"].items() if int(status) < 400)
-        if good < sum(row["statuses"].values()) and port != PEER:
+        if good < answered and port != PEER:
             raise RuntimeError(f"{name} refused: {row['statuses']}, {row['failure']}")
         # A peer that fails some is counted by what it did.
-        row["rps"] = round(row["rps"] * good / sum(row["statuses"].values()), 1)
+        row["rps"] = round(row["rps"] * good / max(answered, 1), 1)
         rows.append(row)
         print(f"{name}, {clients} clients: {row['rps']:,.0f}/s, p95 {row['p95_ms']} ms", flush=True)
     return rows
@@ -116,6 +122,15 @@ def durability(database: Database) -> dict[str, str]:
         }
 
 
+def bytes_of_a_row(url: str, *tables: str) -> int:
+    """How large rows are on average, those of several tables together."""
+    average = sql.SQL("(SELECT avg(pg_column_size(t.*)) FROM {} t)")
+    sizes = sql.SQL(" + ").join(average.format(sql.Identifier(table)) for table in tables)
+    with psycopg.connect(url) as connection:
+        (size,) = connection.execute(sql.SQL("SELECT round({})::int").format(sizes)).fetchone() or (0,)
+    return int(size)
+
+
 def bare_commits(url: str) -> float:
     """How many INSERT + COMMIT a second one connection does here: how fast this disk is."""
     with psycopg.connect(url, autocommit=True) as connection:
@@ -131,6 +146,7 @@ Peer = Callable[[], AbstractContextManager[list[bytes]]]
 
 def run(seconds: float, with_peers: bool, place: Path) -> dict[str, Any]:
     """Measure every contender and return the report."""
+    load_before = os.getloadavg()
     postgres = start_postgres(place)
     valkey = start_valkey(place)
     ensure_database(postgres, "brain")
@@ -170,6 +186,10 @@ def run(seconds: float, with_peers: bool, place: Path) -> dict[str, Any]:
             rows += measured("service: feedback", SERVICE, landing, seconds, place)
             rows += measured("bare INSERT+COMMIT, again", FLOOR, bare, seconds, place)
     commits.append(bare_commits(postgres.url("floor")))
+    row_bytes = {
+        "floor": bytes_of_a_row(postgres.url("floor"), "bare"),
+        "service": bytes_of_a_row(postgres.url("brain"), "feedback_events", "weight_changes"),
+    }
     with Database(postgres.url("brain")) as database, database.snapshot() as connection:
         verification = verify(connection)
     admin = postgres.admin_url()
@@ -178,16 +198,24 @@ def run(seconds: float, with_peers: bool, place: Path) -> dict[str, Any]:
         "MLflow, tuned": lambda: peers.mlflow(admin, PEER, tuned=True),
         "Feast": lambda: peers.feast(admin, PEER, tuned=False),
         "Feast, tuned": lambda: peers.feast(admin, PEER, tuned=True),
+        "Feast on Redis": lambda: peers.feast_on_redis(valkey.url, PEER, tuned=False),
+        "Feast on Redis, tuned": lambda: peers.feast_on_redis(valkey.url, PEER, tuned=True),
     }
     for name, contender in contenders.items() if with_peers else ():
         try:
             with contender() as asked:
                 rows += measured(name, PEER, asked, seconds, place)
-        except (peers.PeerMissing, RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, ValueError, subprocess.TimeoutExpired) as error:
             skipped[name] = str(error)
             print(f"{name} left out: {error}", flush=True)
     return {
         "seconds": seconds,
+        "commit": commit(),
+        "machine": machine(),
+        "versions": {name: version(name) for name in ("uvicorn", "starlette", "msgspec", "psycopg")}
+        | peers.versions(),
+        "load_average": {"before": load_before, "after": os.getloadavg()},
+        "bytes_of_a_row": row_bytes,
         "durability": settings,
         "commits_per_second_of_one_connection": [round(value) for value in commits],
         "contenders": rows,
@@ -216,7 +244,7 @@ def ratios(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 **{
                     f"feedback_over_{name}": round(feedback["rps"] / found[name, clients]["rps"], 1)
                     for name, at in found
-                    if at == clients and name.startswith(("MLflow", "Feast"))
+                    if at == clients and name.startswith(("MLflow", "Feast")) and found[name, at]["rps"]
                 },
             }
         )
@@ -240,6 +268,9 @@ def show(report: dict[str, Any]) -> None:
     console.print(table)
     for row in report["ratios"]:
         console.print(row)
+    console.print(report["machine"], report["versions"], "bytes of a row", report["bytes_of_a_row"])
+    for name, reason in report["left_out"].items():
+        console.print(f"{name} left out: {reason}")
     console.print(
         report["durability"], "commits/s of one connection", report["commits_per_second_of_one_connection"]
     )
@@ -252,6 +283,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--no-peers", action="store_true")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by which whatever was started is stopped
     place = Path(tempfile.mkdtemp(prefix="somabrain-bench-", dir="/var/tmp"))
     place.chmod(0o711)
     try:

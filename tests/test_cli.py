@@ -1,5 +1,6 @@
 """What a person runs: exit codes, and messages that say what to do."""
 
+import json
 import os
 import re
 import signal
@@ -12,9 +13,11 @@ import psutil
 import pytest
 
 from somabrain_dagster.embedded import ValkeyServer
+from somabrain_dagster.memory.embedding import MiniLM
 from somabrain_dagster.store.database import Database
 from tests.brain import landed, new_tenants, said
 from tests.forgery import forge_change, nudge_live_alpha
+from tests.remembering import link, messages, remember, room
 
 SOMABRAIN = Path(sys.executable).parent / "somabrain"
 
@@ -92,6 +95,34 @@ def test_tenants_are_created_once_and_listed(environment: dict[str, str]) -> Non
     code, output = run(environment, "tenant", "list")
     assert code == 0
     assert re.search(r"acme\s+0\s+1\.0000\s+0\.2000\s+0\.1000", output)
+
+
+def test_memories_are_exported_a_line_each_to_a_file_or_to_the_output(
+    environment: dict[str, str], database: Database, minilm: MiniLM, tmp_path: Path
+) -> None:
+    one, other = new_tenants(database, 2)
+    memories = room(database, minilm)
+    said_by_one, said_by_other = messages(60)[:59], messages(60)[59:]
+    first, second, *rest = remember(memories, one, said_by_one)
+    remember(memories, other, said_by_other)
+    memories.link_all([link(one, first, second, said_by_one[1].occurred_at, 0.5)])
+    code, output = run(environment, "export", "memories", one)
+    lines = [json.loads(line) for line in output.splitlines()]
+    assert code == 0
+    assert [line["memory_id"] for line in lines] == [first, second, *rest]
+    assert [line["text"] for line in lines] == [message.text for message in said_by_one]
+    assert [(to["target_id"], to["weight"]) for to in lines[0]["links"]] == [(second, 0.5)]
+    assert run(environment, "export", "memories", one, "--to", str(tmp_path / "one.jsonl")) == (0, "")
+    assert (tmp_path / "one.jsonl").read_text() == output
+
+
+def test_an_export_of_nobody_is_refused_and_leaves_no_file(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    code, output = run(environment, "export", "memories", "no,body", "--to", str(tmp_path / "none.jsonl"))
+    assert code == 1
+    assert "there is no tenant 'no,body'" in output
+    assert list(tmp_path.glob("none*")) == []
 
 
 def test_status_starts_nothing_and_tells_what_does_not_run(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from somabrain_dagster.learning.features import FEATURES
 from somabrain_dagster.learning.weights import WEIGHTS, to_units
 from somabrain_dagster.memory import indexes
 from somabrain_dagster.memory.embedders import embedder_of
+from somabrain_dagster.memory.exporting import exported_lines
 from somabrain_dagster.operations import chitchat, dagster_home, importing, processes, servers
 from somabrain_dagster.operations.summary import ImportSummary
 from somabrain_dagster.serving.run import serve as serve_http
@@ -199,6 +200,7 @@ def ui(port: int, service_port: int) -> None:
             {**os.environ, **dagster_home.prepare(settings, running)},
             logs,
             announce,
+            giving_way=["webserver", "daemon"],
         )
     finally:
         console.print("stopping …")
@@ -479,6 +481,33 @@ def import_feedback(file: Path, rejects: Path | None, create_tenants: bool) -> N
             snapshots=snapshots,
         )
     finish(summary)
+
+
+@main.group()
+def export() -> None:
+    """Take data out, as lines of JSON."""
+
+
+@export.command("memories")
+@click.argument("tenant")
+@click.option(
+    "--to",
+    "file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="A file, complete or not there.  [default: standard output]",
+)
+@explained
+def export_memories(tenant: str, file: Path | None) -> None:
+    """All memories of TENANT with their links, a line each: what GET /memory/export answers."""
+    with opened(Settings()) as (database, _), database.as_operator() as connection:
+        lines = exported_lines(connection, tenant)
+        if file is None:
+            sys.stdout.buffer.writelines(lines)
+            return
+        partial = file.with_name(f"{file.name}.partial")
+        with partial.open("wb") as output:
+            output.writelines(lines)
+        partial.replace(file)
 
 
 def beside(file: Path, what: str) -> Path:

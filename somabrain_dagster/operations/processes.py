@@ -5,12 +5,15 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 GRACE_SECONDS = 20.0
 """How long a program gets to end by itself before it is killed."""
+
+NICENESS = 5
+"""Of programs that give way: a third of what another gets of the processor, where all want it."""
 
 
 def free_port(preferred: int, attempts: int = 20) -> int:
@@ -54,6 +57,7 @@ def run_together(
     environment: Mapping[str, str],
     logs: Path,
     when_started: Callable[[threading.Event], None],
+    giving_way: Collection[str] = (),
 ) -> str | None:
     """Run programs until one ends, or until SIGINT or SIGTERM; then end them all.
 
@@ -64,6 +68,7 @@ def run_together(
         environment: of all of them.
         logs: a directory; each program's output goes to `<name>.log` in it.
         when_started: runs beside them; the event tells it that they are being ended.
+        giving_way: the names of those that, with all that they start, leave the processor to the others.
 
     Returns:
         The name of the program that ended by itself, or None if a signal came.
@@ -77,6 +82,8 @@ def run_together(
     try:
         for name, command in programs.items():
             running[name] = _start(command, environment, logs / f"{name}.log")
+            if name in giving_way:
+                _give_way(running[name].pid)
         threading.Thread(target=when_started, args=(stopping,), daemon=True).start()
         while not stopping.wait(0.2):
             for name, process in running.items():
@@ -112,6 +119,15 @@ def _end(running: Sequence["subprocess.Popen[bytes]"]) -> None:
             process.wait(GRACE_SECONDS)
         _signal_session(process, signal.SIGKILL)
         process.wait()
+
+
+def _give_way(pid: int) -> None:
+    """Lower the priority of a program that leads a session; what it starts has the same."""
+    with suppress(ProcessLookupError):
+        os.setpriority(os.PRIO_PROCESS, pid, NICENESS)
+    # Linux may schedule by session, and then a process is nice only to those of its own.
+    with suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text(str(NICENESS))
 
 
 def _signal_session(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

@@ -5,7 +5,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 from somabrain_dagster.learning.configuration import LearningConfiguration
@@ -19,6 +18,12 @@ from somabrain_dagster.store.working_memory import WorkingMemory
 _log = logging.getLogger(__name__)
 
 
+IN_FLIGHT = 2
+"""Transactions at once: while one is in Postgres, the next is computed."""
+
+WORTH_A_TRANSACTION = 12
+"""Requests that wait before one more begins beside another: by itself it costs as much as twenty events."""
+
 GATHER_SHARE = 0.25
 """For which part of the time that a landing takes events are gathered, where several come at once."""
 
@@ -31,14 +36,16 @@ class QueueFull(Exception):
 
 class _Waiting(NamedTuple):
     events: Sequence[Feedback]
+    tenants: frozenset[str]
     answer: "asyncio.Future[list[Outcome]]"
 
 
 class Committer:
-    """One thread that takes whatever waits and lands it in one transaction.
+    """Threads that take whatever waits and land it, each in one transaction.
 
-    While a transaction is on its way others gather, so the batches grow with the load: alone, an event waits
-    for nobody. One thread is one order: a tenant's events land in the order in which they were submitted.
+    While transactions are on their way others gather, so the batches grow with the load: alone, an event
+    waits for nobody. What is on its way at once is of different tenants: a tenant's events land in the order
+    in which they were submitted, and no transaction waits for another's locks.
     """
 
     def __init__(
@@ -51,10 +58,10 @@ class Committer:
         most_together: int,
         landed: Callable[[list[AdaptationState]], None],
     ) -> None:
-        """Start the thread.
+        """Start the threads.
 
         Args:
-            database: the brain's.
+            database: the brain's, with a connection for each of the transactions `IN_FLIGHT`.
             configuration: the global learning configuration.
             working: working memory, which what is called helpful enters.
             most_waiting: how many events may wait or be on their way.
@@ -67,11 +74,20 @@ class Committer:
         self._most_waiting = most_waiting
         self._most_together = most_together
         self._landed = landed
-        self._queue: SimpleQueue[_Waiting | None] = SimpleQueue()
+        self._queue: list[_Waiting] = []
         self._waiting = 0
+        self._ending = False
+        self._changed = threading.Condition()
+        self._busy: set[str] = set()
+        self._gather = 0.0
+        self._turn = threading.Lock()
         self._loop = asyncio.get_running_loop()
-        self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._run, name=f"committer-{number}", daemon=True)
+            for number in range(IN_FLIGHT)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def waiting(self) -> int:
@@ -85,8 +101,8 @@ class Committer:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread is at work."""
-        return self._thread.is_alive()
+        """Whether the threads are at work."""
+        return all(thread.is_alive() for thread in self._threads)
 
     def submit(self, events: Sequence[Feedback]) -> "asyncio.Future[list[Outcome]]":
         """Put events in the queue; they land together or with others, in this order.
@@ -102,38 +118,71 @@ class Committer:
             raise QueueFull
         answer = self._loop.create_future()
         self._waiting += len(events)
-        self._queue.put(_Waiting(events, answer))
+        waiting = _Waiting(events, frozenset([event.tenant_id for event in events]), answer)
+        with self._changed:
+            self._queue.append(waiting)
+            if self._worth_a_transaction():
+                self._changed.notify_all()
         return answer
 
     async def close(self) -> None:
         """Land what waits, then stop."""
-        self._queue.put(None)
-        await asyncio.to_thread(self._thread.join)
+        with self._changed:
+            self._ending = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            await asyncio.to_thread(thread.join)
         await asyncio.sleep(0)  # the last answers are on the loop
 
     def _run(self) -> None:
-        size = 1
-        took = 0.0
-        ending = False
-        while not ending and (first := self._queue.get()) is not None:
-            if size > 1:
-                # Whoever was just answered is about to send again: to land them together is worth a moment.
-                time.sleep(min(GATHER_SHARE * took, MOST_GATHER_SECONDS))
+        while batch := self._take():
             began = time.perf_counter()
-            batch = [first]
-            size = len(first.events)
-            while size < self._most_together:
-                try:
-                    following = self._queue.get_nowait()
-                except Empty:
-                    break
-                if following is None:
-                    ending = True
-                    break
-                batch.append(following)
-                size += len(following.events)
             self._land(batch)
             took = time.perf_counter() - began
+            with self._changed:
+                self._busy.difference_update(*(waiting.tenants for waiting in batch))
+                # Whoever was just answered is about to send again: landing together is worth a moment.
+                self._gather = min(GATHER_SHARE * took, MOST_GATHER_SECONDS) if len(batch) > 1 else 0.0
+                self._changed.notify_all()
+
+    def _take(self) -> list[_Waiting]:
+        """What may land now, once there is something; nothing at the end."""
+        with self._turn:
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._worth_a_transaction() or self._ending)
+                    if not self._queue:
+                        return []
+                if self._gather:
+                    time.sleep(self._gather)
+                with self._changed:
+                    if batch := self._split_off():
+                        return batch
+                    self._changed.wait()  # all of it is of tenants that are on their way
+
+    def _worth_a_transaction(self) -> bool:
+        """Whether to begin one more."""
+        return len(self._queue) >= (WORTH_A_TRANSACTION if self._busy else 1)
+
+    def _split_off(self) -> list[_Waiting]:
+        """Take from the queue, in its order, what is of no tenant that is on its way or was passed over."""
+        batch: list[_Waiting] = []
+        kept: list[_Waiting] = []
+        passed_over: set[str] = set()
+        size = 0
+        for position, waiting in enumerate(self._queue):
+            if size >= self._most_together:
+                kept += self._queue[position:]
+                break
+            if self._busy.isdisjoint(waiting.tenants) and passed_over.isdisjoint(waiting.tenants):
+                batch.append(waiting)
+                size += len(waiting.events)
+            else:
+                passed_over |= waiting.tenants
+                kept.append(waiting)
+        self._queue = kept
+        self._busy.update(*(waiting.tenants for waiting in batch))
+        return batch
 
     def _land(self, batch: list[_Waiting]) -> None:
         states = _States()

@@ -5,8 +5,9 @@ array of arrays would come out of `unnest` as single elements.
 """
 
 import struct
-from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Sequence
+from datetime import datetime
+from functools import lru_cache
 
 import numpy as np
 import psycopg
@@ -14,14 +15,13 @@ from numpy.typing import NDArray
 from psycopg.adapt import Buffer, Dumper
 from psycopg.pq import Format
 
-POSTGRES_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
-_NULL = struct.pack(">i", -1)
-_pack_length = struct.Struct(">i").pack
-_pack_bigint = struct.Struct(">iq").pack
+from somabrain_dagster.store import frames
+
 _header = struct.Struct(">iiiii")
 _BIGINT = np.dtype([("size", ">i4"), ("value", ">i8")])
-_FLOAT = np.dtype([("size", ">i4"), ("value", ">f8")])
+
+MOST_PACKED = 64
+"""Elements of an array that are quicker packed one by one."""
 
 
 class Column:
@@ -72,52 +72,56 @@ _register(ByteaColumn, 1001)
 _register(TimestampColumn, 1185)
 
 
-def bigints(values: Iterable[int] | NDArray[np.int64]) -> BigintColumn:
+def bigints(values: Sequence[int] | NDArray[np.int64]) -> BigintColumn:
     """Integers; a matrix row by row."""
-    array = np.asarray(values if isinstance(values, np.ndarray) else list(values), dtype=np.int64).ravel()
-    elements = np.empty(len(array), dtype=_BIGINT)
-    elements["size"] = 8
-    elements["value"] = array
-    return BigintColumn(20, len(array), False, elements.tobytes())
+    if isinstance(values, np.ndarray):
+        values = values.ravel()
+        if len(values) > MOST_PACKED:
+            elements = np.empty(len(values), dtype=_BIGINT)
+            elements["size"] = 8
+            elements["value"] = values
+            return BigintColumn(20, len(values), False, elements.tobytes())
+        values = values.tolist()
+    return BigintColumn(20, len(values), False, _packed("q", values))
 
 
 def bigints_or_null(values: Sequence[int | None]) -> BigintColumn:
     """Integers, some of them null."""
-    elements = b"".join([_NULL if value is None else _pack_bigint(8, value) for value in values])
-    return BigintColumn(20, len(values), None in values, elements)
+    return BigintColumn(20, len(values), None in values, b"".join(map(frames.bigint, values)))
 
 
 def floats(values: Sequence[float]) -> FloatColumn:
     """Floating-point numbers."""
-    elements = np.empty(len(values), dtype=_FLOAT)
-    elements["size"] = 8
-    elements["value"] = values
-    return FloatColumn(701, len(values), False, elements.tobytes())
+    return FloatColumn(701, len(values), False, _packed("d", values))
 
 
 def floats_or_null(values: Sequence[float | None]) -> FloatColumn:
     """Floating-point numbers, some of them null."""
-    pack = struct.Struct(">id").pack
-    elements = b"".join([_NULL if value is None else pack(8, value) for value in values])
-    return FloatColumn(701, len(values), None in values, elements)
+    return FloatColumn(701, len(values), None in values, b"".join(map(frames.double, values)))
 
 
 def texts(values: Sequence[str | None]) -> TextColumn:
     """Texts, some of them null."""
-    encoded = [None if value is None else value.encode() for value in values]
-    return TextColumn(25, len(values), None in values, _framed(encoded))
+    return TextColumn(25, len(values), None in values, b"".join(map(frames.text, values)))
 
 
 def byteas(values: Sequence[bytes | None]) -> ByteaColumn:
     """Byte strings, some of them null."""
-    return ByteaColumn(17, len(values), None in values, _framed(values))
+    return ByteaColumn(17, len(values), None in values, b"".join(map(frames.binary, values)))
 
 
 def timestamps(values: Sequence[datetime]) -> TimestampColumn:
     """Times with a zone."""
-    elements = [_pack_bigint(8, (value - POSTGRES_EPOCH) // _MICROSECOND) for value in values]
-    return TimestampColumn(1184, len(values), False, b"".join(elements))
+    return TimestampColumn(1184, len(values), False, b"".join(map(frames.timestamp, values)))
 
 
-def _framed(values: Sequence[bytes | None]) -> bytes:
-    return b"".join([_NULL if value is None else _pack_length(len(value)) + value for value in values])
+def _packed(kind: str, values: Sequence[float]) -> bytes:
+    """Elements of eight bytes, each behind its size."""
+    elements: list[float] = [8] * (2 * len(values))
+    elements[1::2] = values
+    return _pairs(kind, len(values)).pack(*elements)
+
+
+@lru_cache(maxsize=1024)
+def _pairs(kind: str, count: int) -> struct.Struct:
+    return struct.Struct(">" + count * f"i{kind}")

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Callable
 from decimal import Decimal
 from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any
@@ -29,26 +30,45 @@ def digest(value: Any) -> bytes:
 
 
 def _written(value: Any) -> str:
-    """JSON text. Written out here because every event is digested, and `json` takes three times as long."""
-    if value is None:
-        return "null"
-    if isinstance(value, str):
-        return str(_quoted(value))
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        if value.is_integer():
-            # int(1e23) is 99999999999999991611392, but 1e23 in JSON text, which Postgres reads, is 10²³.
-            return str(int(value) if abs(value) < _EXACT else int(Decimal(float.__repr__(value))))
-        if not math.isfinite(value):
-            raise ValueError(f"{value} is no number of JSON")
-        return float.__repr__(value)
-    if isinstance(value, int):
-        return int.__repr__(value)
-    if isinstance(value, dict):
-        if not all(isinstance(key, str) for key in value):
-            raise TypeError("a key of a JSON object must be text")
+    """JSON text. Written out here because every event is digested, and `json` takes six times as long."""
+    write = _WRITERS.get(type(value))
+    if write is None:
+        write = next((_WRITERS[kind] for kind in _SUBCLASSED if isinstance(value, kind)), None)
+        if write is None:
+            raise TypeError(f"JSON has no {type(value).__name__}")
+    return write(value)
+
+
+def _float(value: float) -> str:
+    if value.is_integer():
+        # int(1e23) is 99999999999999991611392, but 1e23 in JSON text, which Postgres reads, is 10²³.
+        return str(int(value) if abs(value) < _EXACT else int(Decimal(float.__repr__(value))))
+    if not math.isfinite(value):
+        raise ValueError(f"{value} is no number of JSON")
+    return float.__repr__(value)
+
+
+def _object(value: dict[Any, Any]) -> str:
+    try:
         return f"{{{','.join([f'{_quoted(key)}:{_written(value[key])}' for key in sorted(value)])}}}"
-    if isinstance(value, list | tuple):
-        return f"[{','.join([_written(entry) for entry in value])}]"
-    raise TypeError(f"JSON has no {type(value).__name__}")
+    except TypeError:
+        if all(isinstance(key, str) for key in value):
+            raise
+        raise TypeError("a key of a JSON object must be text") from None
+
+
+def _array(value: list[Any] | tuple[Any, ...]) -> str:
+    return f"[{','.join([_written(entry) for entry in value])}]"
+
+
+_WRITERS: dict[type, Callable[[Any], str]] = {
+    str: _quoted,
+    float: _float,
+    type(None): lambda _: "null",
+    int: int.__repr__,
+    bool: lambda value: "true" if value else "false",
+    dict: _object,
+    list: _array,
+    tuple: _array,
+}
+_SUBCLASSED = (str, float, int, dict, list, tuple)

@@ -114,6 +114,9 @@ class Database:
                         (TENANT_ROLE, ",".join(tenants), "auto" if keep_plans else "force_custom_plan"),
                     )
                     yield connection
+                    if keep_plans:
+                        # With the end of the pipeline, in one round trip; by itself it would be one more.
+                        connection.execute("COMMIT")
             finally:
                 connection.prepare_threshold = None
 

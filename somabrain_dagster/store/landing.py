@@ -5,10 +5,11 @@ share tenants wait for one another and none deadlocks; under that lock an event 
 log, hence the log's order is the order of commits.
 """
 
+import hashlib
 import json
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from functools import lru_cache
 from itertools import accumulate, groupby
 from typing import Any
@@ -22,6 +23,7 @@ from somabrain_dagster.learning.configuration import InvalidConfiguration, Learn
 from somabrain_dagster.learning.features import FEATURES, REGISTRY_VERSION, Floats
 from somabrain_dagster.learning.lesson import FEEDBACK, Experience, Learner, Lesson, learn
 from somabrain_dagster.learning.weights import Nanos
+from somabrain_dagster.store import frames
 from somabrain_dagster.store.adaptation import (
     STATE_COLUMNS,
     AdaptationState,
@@ -40,7 +42,7 @@ from somabrain_dagster.store.arrays import (
     timestamps,
 )
 from somabrain_dagster.store.cache import Publisher
-from somabrain_dagster.store.canonical import digest
+from somabrain_dagster.store.canonical import canonical_json
 from somabrain_dagster.store.database import Connection, Database
 from somabrain_dagster.store.feedback_contract import Feedback, Helpful
 from somabrain_dagster.store.weight_log import WeightChange, chained, insert_changes
@@ -556,17 +558,28 @@ def _event_row(event: Feedback, seq: int, now: datetime, levels: dict[str, float
     return {**row, "digest": event_digest(row)}
 
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
-
-
 def event_digest(row: dict[str, Any]) -> bytes:
-    """SHA-256 of an event as it is stored: every column but the digest itself, times in UTC microseconds."""
-    body = {
-        name: (value - _EPOCH) // _MICROSECOND if isinstance(value, datetime) else value
-        for name, value in row.items()
-    }
-    return digest(body)
+    """SHA-256 of an event as it is stored: every column but the digest itself, framed."""
+    return hashlib.sha256(
+        b"".join(
+            (
+                frames.text(row["tenant_id"]),
+                frames.bigint(row["seq"]),
+                frames.timestamp(row["created_at"]),
+                frames.timestamp(row["occurred_at"]),
+                frames.text(row["session_id"]),
+                frames.text(row["source"]),
+                frames.double(row["utility"]),
+                frames.double(row["reward"]),
+                frames.bigint(row["recall_id"]),
+                frames.text(row["label"]),
+                frames.binary(None if row["helpful"] is None else canonical_json(row["helpful"])),
+                frames.text(row["arm"]),
+                frames.binary(canonical_json(row["metadata"])),
+                *[frames.double(row[name]) for name in _TRACED],
+            )
+        )
+    ).digest()
 
 
 def _changes(

@@ -1,17 +1,15 @@
 """The log of weight changes: how a row is hashed to the one before it, and how rows are written."""
 
 import hashlib
-import struct
 from collections.abc import Sequence
-from datetime import datetime, timedelta
-from functools import cache
+from datetime import datetime
 from typing import Any
 
 import msgspec
 
 from somabrain_dagster.learning.features import REGISTRY_VERSION
+from somabrain_dagster.store import frames
 from somabrain_dagster.store.arrays import (
-    POSTGRES_EPOCH,
     bigints,
     bigints_or_null,
     byteas,
@@ -22,10 +20,6 @@ from somabrain_dagster.store.database import Connection
 
 START_HASH = bytes(32)
 """What the first change of a tenant is chained to."""
-
-_MICROSECOND = timedelta(microseconds=1)
-_NULL = struct.pack(">i", -1)
-_BIGINT_OID = 20
 
 
 class WeightChange(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,19 +63,19 @@ class WeightChange(msgspec.Struct, frozen=True, kw_only=True):
             b"".join(
                 (
                     previous,
-                    _text(self.tenant_id),
-                    _bigint(self.version),
-                    _bigint((self.created_at - POSTGRES_EPOCH) // _MICROSECOND),
-                    _text(self.cause),
-                    _bigints(self.shift),
-                    _bigints(self.low),
-                    _bigints(self.high),
-                    _bigints(self.after),
-                    struct.pack(">ih", 2, self.registry_version),
-                    _bytes(self.configuration),
-                    _bigint(self.event_seq),
-                    _bytes(self.event_digest),
-                    _bigint(self.restored_version),
+                    frames.text(self.tenant_id),
+                    frames.bigint(self.version),
+                    frames.timestamp(self.created_at),
+                    frames.text(self.cause),
+                    frames.bigints(self.shift),
+                    frames.bigints(self.low),
+                    frames.bigints(self.high),
+                    frames.bigints(self.after),
+                    frames.smallint(self.registry_version),
+                    frames.binary(self.configuration),
+                    frames.bigint(self.event_seq),
+                    frames.binary(self.event_digest),
+                    frames.bigint(self.restored_version),
                     *self._later_frames(),
                 )
             )
@@ -95,38 +89,7 @@ class WeightChange(msgspec.Struct, frozen=True, kw_only=True):
         later = [self.recall_id, self.promotion, self.scale_version]
         while later and later[-1] is None:
             later.pop()
-        return tuple(_bigint(value) for value in later)
-
-
-_pack_length = struct.Struct(">i").pack
-_pack_bigint = struct.Struct(">iq").pack
-
-
-def _bytes(value: bytes | None) -> bytes:
-    return _NULL if value is None else _pack_length(len(value)) + value
-
-
-def _text(value: str) -> bytes:
-    return _bytes(value.encode())
-
-
-def _bigint(value: int | None) -> bytes:
-    return _NULL if value is None else _pack_bigint(8, value)
-
-
-@cache
-def _array_of(length: int) -> struct.Struct:
-    return struct.Struct(">iiiiii" + length * "iq")
-
-
-def _bigints(values: list[int] | None) -> bytes:
-    """A bigint[] as Postgres sends it: dimensions, has-nulls, element type, length, lower bound, elements."""
-    if values is None:
-        return _NULL
-    length = len(values)
-    elements = [8] * (2 * length)
-    elements[1::2] = values
-    return _array_of(length).pack(20 + 12 * length, 1, 0, _BIGINT_OID, length, 1, *elements)
+        return tuple(frames.bigint(value) for value in later)
 
 
 def chained(changes: Sequence[WeightChange], heads: dict[str, bytes]) -> list[bytes]:
@@ -178,15 +141,15 @@ def insert_changes(connection: Connection, changes: Sequence[WeightChange], hash
         {
             "k": len(changes[0].shift) if changes else 1,
             "tenant_id": texts([change.tenant_id for change in changes]),
-            "version": bigints(change.version for change in changes),
+            "version": bigints([change.version for change in changes]),
             "created_at": timestamps([change.created_at for change in changes]),
             "cause": texts([change.cause for change in changes]),
-            "shift": bigints(value for change in changes for value in change.shift),
-            "bound": bigints(0 if change.low is None else next(places) for change in changes),
-            "low": bigints(value for change in bounded for value in change.low or ()),
-            "high": bigints(value for change in bounded for value in change.high or ()),
-            "after": bigints(value for change in changes for value in change.after),
-            "registry_version": bigints(change.registry_version for change in changes),
+            "shift": bigints([value for change in changes for value in change.shift]),
+            "bound": bigints([0 if change.low is None else next(places) for change in changes]),
+            "low": bigints([value for change in bounded for value in change.low or ()]),
+            "high": bigints([value for change in bounded for value in change.high or ()]),
+            "after": bigints([value for change in changes for value in change.after]),
+            "registry_version": bigints([change.registry_version for change in changes]),
             "configuration": byteas([change.configuration for change in changes]),
             "event_seq": bigints_or_null([change.event_seq for change in changes]),
             "event_digest": byteas([change.event_digest for change in changes]),

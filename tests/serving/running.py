@@ -20,7 +20,7 @@ from somabrain_dagster.store.adaptation import create_tenants
 from somabrain_dagster.store.database import Database
 from somabrain_dagster.store.keys import create_key
 
-START_SECONDS = 30.0
+START_SECONDS = 120.0
 
 
 def free_port() -> int:

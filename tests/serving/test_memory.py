@@ -4,6 +4,7 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from somabrain_dagster.memory.exporting import exported_lines
 from tests.serving.running import Running
 
 Tenant = tuple[str, str]
@@ -50,7 +51,7 @@ def test_a_memory_is_recalled_credited_and_the_weights_follow(service: Running, 
 
 
 def test_what_is_erased_is_gone_and_the_rest_is_exported(service: Running, tenant: Tenant) -> None:
-    _, key = tenant
+    name, key = tenant
     with service.client(key) as client:
         kept = client.post("/memory/remember", json=memories()).json()["memories"]
         first, second, third = (one["memory_id"] for one in kept)
@@ -64,6 +65,8 @@ def test_what_is_erased_is_gone_and_the_rest_is_exported(service: Running, tenan
     assert exported.headers["content-type"] == "application/x-ndjson"
     assert [line["memory_id"] for line in lines] == [first, third]
     assert lines[0] == shown
+    with service.database.as_tenants([name]) as connection:
+        assert b"".join(exported_lines(connection, name)) == exported.content
     assert [link["target_id"] for link in shown["links"]] == [third]
 
 

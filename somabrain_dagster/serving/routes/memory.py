@@ -1,10 +1,11 @@
 """Memory: remember, link, recall, assemble contexts; read, erase and export."""
 
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from http import HTTPStatus
+from itertools import islice
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -13,17 +14,18 @@ from somabrain_dagster.learning.configuration import InvalidConfiguration
 from somabrain_dagster.learning.utility import Room
 from somabrain_dagster.memory.context import assemble_context
 from somabrain_dagster.memory.embedding import EmbeddingError
+from somabrain_dagster.memory.exporting import exported_lines
 from somabrain_dagster.memory.indexes import rebuild_all, status
 from somabrain_dagster.memory.query import InvalidQuery, Query
 from somabrain_dagster.memory.remember import NewMemory
 from somabrain_dagster.memory.vectors import InvalidEmbedding
-from somabrain_dagster.serving.answers import NDJSON, Answer, encode, json_answer
+from somabrain_dagster.serving.answers import NDJSON, Answer, json_answer
 from somabrain_dagster.serving.contracts import TenantName, TenantQuery
 from somabrain_dagster.serving.operations import Call, Operation, in_utc
 from somabrain_dagster.serving.problems import Problem, invalid, unavailable
 from somabrain_dagster.store.embedding_models import ModelMismatch
 from somabrain_dagster.store.memories import InvalidLink, InvalidMemory, KeyReused, Link, UnknownMemory
-from somabrain_dagster.store.memory_bodies import StoredMemory, all_memories, erase_memory, read_memory
+from somabrain_dagster.store.memory_bodies import StoredMemory, erase_memory, read_memory
 
 _log = logging.getLogger(__name__)
 
@@ -263,17 +265,13 @@ async def export(call: Call) -> Answer:
     service = call.service
     await service.states.state(tenant_id)
 
-    async def lines() -> AsyncIterator[bytes]:
+    async def chunks() -> AsyncIterator[bytes]:
         with service.database.as_tenants([tenant_id]) as connection:
-            stored = all_memories(connection, tenant_id)
-            while chunk := await service.at_work(lambda: _take(stored, EXPORT_CHUNK)):
-                yield b"".join(encode(asdict(memory)) + b"\n" for memory in chunk)
+            lines = exported_lines(connection, tenant_id)
+            while chunk := await service.at_work(lambda: b"".join(islice(lines, EXPORT_CHUNK))):
+                yield chunk
 
-    return Answer(lines(), media_type=NDJSON)
-
-
-def _take(stored: Iterator[StoredMemory], most: int) -> list[StoredMemory]:
-    return [memory for memory, _ in zip(stored, range(most), strict=False)]
+    return Answer(chunks(), media_type=NDJSON)
 
 
 def _memory_id(call: Call) -> int:
