@@ -47,7 +47,7 @@ from somabrain_dagster.store.promoting import PromotionRefused, promote_canary, 
 from somabrain_dagster.store.promotions import NothingPromoted, promote, promoted, undo_promotion
 from somabrain_dagster.store.scales import SHIPPED_SCALES, add_scales, read_scales
 from somabrain_dagster.store.trials import TrialRunning, read_trials
-from tests.brain import CONFIGURATION, changes_of, landed, new_tenant, said, state_of
+from tests.brain import CONFIGURATION, changes_of, events_of, landed, new_tenant, said, state_of
 from tests.remembering import logged
 from tests.trials import ACTOR, CLEAN, LENIENT, SOON, Life, new_life, shift
 
@@ -90,6 +90,22 @@ def test_a_session_sees_its_arm_and_the_log_says_so(life: Life) -> None:
     assert set(seen) == {"control", "warm"}
     assert seen["warm"].weights["alpha"] == pytest.approx(seen["control"].weights["alpha"] + 0.5)
     assert state_of(life.database, tenant).version == 0, "an arm is no entry of the log"
+
+
+def test_feedback_has_the_arm_of_its_session_and_a_repeat_gets_the_first_answer(life: Life) -> None:
+    experiment = life.experiment()
+    tenant = life.tenants[0]
+    for number in range(6):
+        landed(life.database, [said(tenant, 0.5, session_id=f"s-{number}", idempotency_key=f"k-{number}")])
+    for event in events_of(life.database, tenant):
+        arm = assign(experiment.salt, f"{tenant}/{event['session_id']}", experiment.plan.arms)
+        assert event["arm"] == f"warmer/{arm}"
+    with life.database.as_operator() as connection:
+        stop_experiment(connection, "warmer", ACTOR, "over")
+    (again,) = landed(life.database, [said(tenant, 0.5, session_id="s-0", idempotency_key="k-0")])
+    assert (again.repeated, again.seq) == (True, 1)
+    landed(life.database, [said(tenant, 0.5, session_id="s-9")])
+    assert events_of(life.database, tenant)[-1]["arm"] is None
 
 
 def test_a_recall_outside_of_sessions_is_no_unit(life: Life) -> None:

@@ -45,6 +45,7 @@ from somabrain_dagster.store.cache import Publisher
 from somabrain_dagster.store.canonical import canonical_json
 from somabrain_dagster.store.database import Connection, Database
 from somabrain_dagster.store.feedback_contract import Feedback, Helpful
+from somabrain_dagster.store.trials import Trials, ask_trials, trials_of
 from somabrain_dagster.store.weight_log import WeightChange, chained, insert_changes
 
 
@@ -178,6 +179,7 @@ def _land_together(
             (names,),
             binary=True,
         )
+        asked = ask_trials(connection)
         used = _find_answers(connection, keyed) if keyed else ()
         named = _find_recalls(connection, about) if about else ()
         rows = locked.fetchall()
@@ -214,7 +216,7 @@ def _land_together(
         if fresh:
             now: datetime = rows[0][-1]
             events = [batch[position] for position in fresh]
-            landed, states = _write(connection, now, events, tenants, recalls)
+            landed, states = _write(connection, now, events, tenants, recalls, trials_of(asked))
             for position, outcome in zip(fresh, landed, strict=True):
                 outcomes[position] = outcome
     answered = [
@@ -349,6 +351,7 @@ def _write(
     fresh: Sequence[Feedback],
     tenants: dict[str, _Tenant],
     recalls: dict[tuple[str, int], LoggedRecall | None],
+    trials: Trials,
 ) -> tuple[list[Landed], list[AdaptationState]]:
     """Learn from fresh events and write events, changes, states and keys; one outcome for each, in order."""
 
@@ -362,7 +365,7 @@ def _write(
     for _, group in groupby(order, key=lambda position: configured(position)[0]):
         positions = list(group)
         events = [fresh[position] for position in positions]
-        learned = _learn(connection, now, events, tenants, recalls, writes)
+        learned = _learn(connection, now, events, tenants, recalls, trials, writes)
         for position, outcome in zip(positions, learned, strict=True):
             landed[position] = outcome
     with connection.pipeline():
@@ -397,6 +400,7 @@ def _learn(
     events: Sequence[Feedback],
     tenants: dict[str, _Tenant],
     recalls: dict[tuple[str, int], LoggedRecall | None],
+    trials: Trials,
     writes: _Writes,
 ) -> list[Landed]:
     """Learn from the events of tenants that share a configuration; add to `writes` what is to be written."""
@@ -431,7 +435,7 @@ def _learn(
         ),
     )
     rows = [
-        _event_row(event, seq, now, dict(zip(_TRACED, levels, strict=True)))
+        _event_row(event, seq, now, trials, dict(zip(_TRACED, levels, strict=True)))
         for event, seq, *levels in zip(events, seqs, *_traced(lesson), strict=True)
     ]
     # A state whose last change names the configuration says that it is stored.
@@ -538,7 +542,9 @@ def _traced(lesson: Lesson) -> list[list[float]]:
     ]
 
 
-def _event_row(event: Feedback, seq: int, now: datetime, levels: dict[str, float]) -> dict[str, Any]:
+def _event_row(
+    event: Feedback, seq: int, now: datetime, trials: Trials, levels: dict[str, float]
+) -> dict[str, Any]:
     row = {
         "tenant_id": event.tenant_id,
         "seq": seq,
@@ -551,7 +557,7 @@ def _event_row(event: Feedback, seq: int, now: datetime, levels: dict[str, float
         "recall_id": event.recall_id,
         "label": event.label,
         "helpful": None if event.helpful is None else msgspec.to_builtins(event.helpful),
-        "arm": event.arm,
+        "arm": event.arm or trials.arm_of(event.tenant_id, event.session_id),
         "metadata": event.metadata,
         **levels,
     }

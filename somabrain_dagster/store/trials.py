@@ -5,8 +5,10 @@ are converted to the trial's scales, shifted, and clipped to the tenant's bounds
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import psycopg
 
 from somabrain_dagster.learning.experiments import Arm, assign
 from somabrain_dagster.learning.weights import Nanos
@@ -120,13 +122,13 @@ def arm_of_canary(canary_id: int) -> str:
     return f"canary-{canary_id}/{CANARY}"
 
 
-def read_trials(connection: Connection) -> Trials:
-    """What is on trial now.
+def ask_trials(connection: Connection) -> psycopg.Cursor[tuple[Any, ...]]:
+    """Ask what is on trial; in a pipeline the answer is there later, for `trials_of`.
 
     Args:
         connection: an operator's transaction, or one for the tenants that are asked about.
     """
-    row = connection.execute(
+    return connection.execute(
         """
         SELECT
             e.experiment_id, e.salt, e.arms, e.shares, e.shifts, e.scale_version,
@@ -137,7 +139,12 @@ def read_trials(connection: Connection) -> Trials:
         LEFT JOIN experiments e ON e.status = 'running'
         LEFT JOIN canaries c ON c.status = 'running'
         """
-    ).fetchone()
+    )
+
+
+def trials_of(asked: psycopg.Cursor[tuple[Any, ...]]) -> Trials:
+    """What is on trial, as `ask_trials` asked."""
+    row = asked.fetchone()
     assert row is not None
     experiment_id, salt, arms, shares, shifts, scales, canary_id, shift, canary_scales, tenants = row
     return Trials(
@@ -154,6 +161,11 @@ def read_trials(connection: Connection) -> Trials:
         if canary_id is None
         else RunningCanary(canary_id, frozenset(tenants), np.array(shift, dtype=np.int64), canary_scales),
     )
+
+
+def read_trials(connection: Connection) -> Trials:
+    """What is on trial now; see `ask_trials`."""
+    return trials_of(ask_trials(connection))
 
 
 def lock_trials(connection: Connection) -> None:
