@@ -511,5 +511,7 @@ def watched() -> Iterator[Progress]:
         yield progress
 
 
+import somabrain_dagster.cli_corpus  # noqa: E402, F401 — it adds its commands to `main`
+
 if __name__ == "__main__":
     main()

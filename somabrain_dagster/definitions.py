@@ -3,6 +3,7 @@
 What landed (`assets/landed.py`) is observed, aggregated by day (`assets/feedback.py`) and proven
 (`assets/adaptation.py`) by one job (`jobs.py`), which a sensor (`sensors/feedback.py`) runs when it sees that
 something new has landed. Indexes (`assets/ann_index.py`) are rebuilt by the calendar (`schedules.py`).
+Corpora to train on (`assets/corpus.py`) are made when somebody asks for them, of tenants that agreed.
 """
 
 from collections.abc import Mapping
@@ -12,12 +13,14 @@ import dagster as dg
 
 from somabrain_dagster.assets.adaptation import adaptation_state
 from somabrain_dagster.assets.ann_index import ann_index
+from somabrain_dagster.assets.corpus import corpus_assets
 from somabrain_dagster.assets.enhancement import enhancement_report
 from somabrain_dagster.assets.feedback import feedback_daily_asset
 from somabrain_dagster.assets.landed import landed_assets
 from somabrain_dagster.checks.following import state_follows_what_landed
-from somabrain_dagster.jobs import index_rebuild, learning_chain
+from somabrain_dagster.jobs import index_rebuild, learning_chain, pooled_corpora, tenant_corpora
 from somabrain_dagster.partitions import feedback_days
+from somabrain_dagster.resources.artifacts import artifacts_resource
 from somabrain_dagster.resources.brain import brain_resource
 from somabrain_dagster.schedules import weekly_index_rebuild
 from somabrain_dagster.sensors.failure import run_failure_sensor
@@ -32,7 +35,7 @@ def build_definitions(
 
     Args:
         settings: of the project; from the environment where None.
-        resources: by key, in place of those that the settings give: `brain`.
+        resources: by key, in place of those that the settings give: `brain` and `artifacts`.
     """
     settings = Settings() if settings is None else settings
     days = feedback_days(settings)
@@ -43,12 +46,17 @@ def build_definitions(
             adaptation_state,
             ann_index,
             enhancement_report,
+            *corpus_assets(),
         ],
         asset_checks=[state_follows_what_landed(settings)],
-        jobs=[learning_chain, index_rebuild],
+        jobs=[learning_chain, index_rebuild, tenant_corpora, pooled_corpora],
         schedules=[weekly_index_rebuild],
         sensors=[feedback_landed_sensor(settings, days), run_failure_sensor(settings)],
-        resources={"brain": brain_resource(settings), **(resources or {})},
+        resources={
+            "brain": brain_resource(settings),
+            "artifacts": artifacts_resource(settings),
+            **(resources or {}),
+        },
     )
 
 

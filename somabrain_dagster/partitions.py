@@ -24,3 +24,7 @@ def last_day(days: dg.DailyPartitionsDefinition) -> date:
     if last is None:
         raise ValueError("SOMABRAIN_FIRST_DAY is in the future: no day can be aggregated; set an earlier one")
     return date.fromisoformat(last)
+
+
+tenants = dg.DynamicPartitionsDefinition(name="tenants")
+"""The tenants. A key that was removed is never given to another: its partitions would seem materialised."""

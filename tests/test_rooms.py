@@ -13,7 +13,7 @@ LAYERS = [
     {"store"},
     {"memory", "corpus", "operations"},
     {"assets", "checks", "sensors", "schedules", "jobs", "partitions", "resources", "serving", "client"},
-    {"definitions", "demo", "cli"},
+    {"definitions", "demo", "cli", "cli_corpus"},
 ]
 ASIDE = {"settings", "embedded"}
 """Imported by any room above `learning`, and importing no other room but each other."""

@@ -83,7 +83,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What is kept, and how it is written.
 
     Attributes:
-        near_duplicate: Jaccard similarity over runs of three words from which on examples are the same.
+        near_duplicate: Jaccard similarity over runs of three words from which on examples are the same; None
+            leaves out exact duplicates only.
         validation: share of the sessions that are held out.
         least_reward: what a judged session must be worth; None for anything.
         most_characters: of an example.
@@ -95,7 +96,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         shard_rows: rows in a file at most; 0 for any number.
     """
 
-    near_duplicate: float = 0.8
+    near_duplicate: float | None = 0.8
     validation: float = 0.02
     least_reward: float | None = None
     most_characters: int = 200_000
@@ -292,10 +293,10 @@ def _built(
             ledger.add(counted)
             pieces += 1
     ledger.add(long)
-    if not ledger.came and not ledger.refused:
-        raise CannotBuild(f"{work.source} has only blank lines: it must have a record of JSON a line")
     for counted in _each(pool, partial(_converse, work), buckets, told("conversations", work.buckets)):
         ledger.add(counted)
+    if not ledger.came and not ledger.refused:
+        raise CannotBuild(f"{work.source} has only blank lines: it must have a record of JSON a line")
 
     counts = []
     for counted, count in _each(pool, partial(_sort, work), buckets, told("sorting", work.buckets)):
@@ -494,7 +495,7 @@ def _read(work: _Work, piece: _Piece) -> Ledger:
                     # Equal lines are of one session, whichever line is met first.
                     record.session or f"record {digest.hex()}",
                     number,
-                    [record.memory_id],
+                    record.memory_ids,
                     record.reward,
                 )
             )
@@ -611,8 +612,8 @@ def _sort(work: _Work, bucket: int) -> tuple[Ledger, int]:
 def _find_near(work: _Work, counts: Sequence[int]) -> None:
     """Between passes: near duplicates among all examples, a band at a time."""
     folder, total = work.scratch / "sorted", sum(counts)
-    stay = work.scratch / "stay"
-    if not total:
+    stay, threshold = work.scratch / "stay", work.plan.near_duplicate
+    if not total or threshold is None:
         np.empty((0, 2), np.int64).tofile(stay)
         return
     with (folder / "signatures").open("wb") as joined:
@@ -628,7 +629,7 @@ def _find_near(work: _Work, counts: Sequence[int]) -> None:
                 joined.write(np.fromfile(part, np.uint64, count, offset=8 * count * band).tobytes())
     rewards = np.concatenate([np.fromfile(folder / f"{bucket:05}.r") for bucket in range(len(counts))])
     numbers = np.memmap(folder / "signatures", np.uint32, "r", shape=(total, NUMBERS))
-    left_out, stays = near_duplicates(numbers, paths, rewards, work.plan.near_duplicate)
+    left_out, stays = near_duplicates(numbers, paths, rewards, threshold)
     np.stack((left_out, stays), axis=1).tofile(stay)
     digests = _digests_at(work, counts, np.unique(stays))
     (work.scratch / "stay-digests").write_bytes(_pack(digests))
@@ -732,7 +733,7 @@ def _format(work: _Work, name: str) -> list[FileEntry]:
     """Write one format."""
     plan = work.plan
     tokens = None if plan.tokenizer is None else _tokens(plan.tokenizer)
-    return write_all(name, Target(work.scratch / "out", tokens, plan.zstd, plan.shard_rows), _final(work))
+    return write_all([name], Target(work.scratch / "out", tokens, plan.zstd, plan.shard_rows), _final(work))
 
 
 def _rejects(work: _Work, pieces: int) -> Path:

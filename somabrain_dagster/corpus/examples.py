@@ -121,6 +121,7 @@ class Record(msgspec.Struct, gc=False):
     occurred_at: Any = None
     tenant_id: Any = None
     memory_id: Any = None
+    memory_ids: Any = None
     conversation_id: Any = None
     session_id: Any = None
     links: Any = None
@@ -137,7 +138,7 @@ class Drawn(msgspec.Struct, frozen=True, gc=False):
     turns: tuple[Turn, ...]
     tenant: str
     session: str
-    memory_id: int
+    memory_ids: tuple[int, ...]
     reward: float | None
 
 
@@ -161,7 +162,7 @@ def read_record(line: bytes, number: int) -> Drawn | Spoken:
     except (msgspec.ValidationError, msgspec.DecodeError, RecursionError) as error:
         raise NoExample(f"not a record: {error}") from error
     if isinstance(record, list):
-        return Drawn(tuple(_messages(record)), "", "", 0, None)
+        return Drawn(tuple(_messages(record)), "", "", (), None)
     tenant = _name(record.tenant_id, "tenant_id")
     memory_id = _whole(record.memory_id, "memory_id")
     conversation = _name(record.conversation_id, "conversation_id") or _name(record.session_id, "session_id")
@@ -174,7 +175,7 @@ def read_record(line: bytes, number: int) -> Drawn | Spoken:
             reward = _reward(inner.reward)
     if turns is not None:
         session = conversation or (f"memory {memory_id}" if memory_id else "")
-        return Drawn(tuple(turns), tenant, session, memory_id, reward)
+        return Drawn(tuple(turns), tenant, session, _ids(record.memory_ids) or (memory_id,), reward)
     if not isinstance(record.text, str):
         raise NoExample("no prompt and response, no messages, and no text")
     payload = record.payload if isinstance(record.payload, dict) else {}
@@ -266,6 +267,14 @@ def _whole(value: Any, field: str) -> int:
     if not isinstance(value, int):
         raise NoExample(f"`{field}` must be a whole number")
     return value
+
+
+def _ids(value: Any) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    if not _is_list(value) or not all(isinstance(entry, int) for entry in value):
+        raise NoExample("`memory_ids` must be a list of whole numbers")
+    return tuple(value)
 
 
 def _reward(value: Any) -> float | None:

@@ -5,7 +5,7 @@ Equal examples give equal bytes: nothing in a file depends on when, where or by 
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -449,6 +449,25 @@ def example_of(row: Mapping[str, Any], split: Split) -> Example:
     )
 
 
+_SOURCES = pa.schema(
+    [
+        ("id", pa.string()),
+        ("tenant", pa.string()),
+        ("session", pa.string()),
+        ("memories", pa.list_(pa.string())),
+    ]
+)
+
+
+def _sources(example: Example) -> dict[str, Any]:
+    return {
+        "id": example.digest.hex(),
+        "tenant": example.tenant,
+        "session": example.session,
+        "memories": list(example.memories),
+    }
+
+
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _PARQUET = pa.schema(
     [
@@ -498,9 +517,12 @@ def supervised(example: Example, count: int) -> np.ndarray[Any, np.dtype[np.uint
 
 
 EXAMPLES = "examples"
+SOURCES = "sources"
+"""What each example was made of, in pseudonyms: by it a deletion finds the corpora that it touches."""
 
 FORMATS: Mapping[str, Callable[[Target], Writer]] = {
     EXAMPLES: lambda target: Lines(replace(target, zstd=True), EXAMPLES, whole),
+    SOURCES: lambda target: Tables(target, SOURCES, _SOURCES, _sources),
     "prompt-response": lambda target: Lines(target, "prompt-response", prompt_response),
     "messages": lambda target: Lines(target, "messages", messages),
     "openai": lambda target: Lines(target, "openai", messages),
@@ -520,9 +542,14 @@ TOKENS = ("tokenized", "nanogpt")
 PREFERENCES = ("dpo", "kto")
 
 
-def write_all(format_name: str, target: Target, examples: Iterator[Example]) -> list[FileEntry]:
-    """Write one format."""
-    writer = FORMATS[format_name](target)
+def write_all(formats: Sequence[str], target: Target, examples: Iterable[Example]) -> list[FileEntry]:
+    """Write formats in one go over the examples.
+
+    Raises:
+        TokenizerError: one of them needs another tokenizer.
+    """
+    writers = [FORMATS[name](target) for name in formats]
     for example in examples:
-        writer.write(example)
-    return writer.close()
+        for writer in writers:
+            writer.write(example)
+    return [entry for writer in writers for entry in writer.close()]
