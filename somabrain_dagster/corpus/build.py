@@ -121,6 +121,9 @@ class HeldOut:
     sessions: frozenset[str] = frozenset()
 
 
+NOTHING_HELD_OUT = HeldOut()
+
+
 @dataclass
 class Built:
     """What came of it.
@@ -163,7 +166,8 @@ class _Work:
     plan: Plan
     key: bytes
     buckets: int
-    sessions: frozenset[str] = frozenset()
+    sessions: frozenset[str]
+    tenants: frozenset[str] | None
 
     def spool(self, name: str) -> Spool:
         return Spool(self.scratch / name, self.buckets)
@@ -190,8 +194,9 @@ def build(
     into: Path,
     plan: Plan,
     pseudonyms: Pseudonyms,
-    held_out: HeldOut = HeldOut(),
+    held_out: HeldOut = NOTHING_HELD_OUT,
     *,
+    tenants: frozenset[str] | None = None,
     workers: int = 1,
     progress: Progress = unwatched,
 ) -> Built:
@@ -203,6 +208,7 @@ def build(
         plan: what is kept and how it is written.
         pseudonyms: of tenants, sessions and memories.
         held_out: what examples must not hold.
+        tenants: those that agreed; records of others are left out. None takes all.
         workers: processes; they change nothing but the time.
         progress: told how many parts of each pass are done.
 
@@ -218,7 +224,9 @@ def build(
         raise CannotBuild(f"{source} is empty: it must have a record of JSON a line")
     tokens = None if plan.tokenizer is None else tokens_of(plan.tokenizer)
     with tempfile.TemporaryDirectory(dir=into.parent, prefix=".building-") as scratch:
-        work = _Work(Path(scratch), source, plan, pseudonyms.key, -(-size // BUCKET), held_out.sessions)
+        work = _Work(
+            Path(scratch), source, plan, pseudonyms.key, -(-size // BUCKET), held_out.sessions, tenants
+        )
         for name in ("refusals", "spoken", "examples", "sorted", "final", "out"):
             (work.scratch / name).mkdir()
         try:
@@ -484,6 +492,10 @@ def _read(work: _Work, piece: _Piece) -> Ledger:
             except NoExample as error:
                 ledger.came[""] += 1
                 ledger.refuse(number, READ, str(error))
+                continue
+            if work.tenants is not None and record.tenant not in work.tenants:
+                ledger.came[""] += 1
+                ledger.refuse(number, READ, "its tenant does not let its data be learned from")
                 continue
             if isinstance(record, Spoken):
                 spoken.add(_conversation_key(record), _pack(record))
