@@ -198,6 +198,8 @@ def build(
     *,
     tenants: frozenset[str] | None = None,
     workers: int = 1,
+    piece: int = PIECE,
+    bucket: int = BUCKET,
     progress: Progress = unwatched,
 ) -> Built:
     """Build a corpus from records.
@@ -210,6 +212,8 @@ def build(
         held_out: what examples must not hold.
         tenants: those that agreed; records of others are left out. None takes all.
         workers: processes; they change nothing but the time.
+        piece: bytes of input that are read at once; a line is shorter. It changes nothing but the memory.
+        bucket: bytes of input whose examples are sorted at once; likewise.
         progress: told how many parts of each pass are done.
 
     Raises:
@@ -225,13 +229,13 @@ def build(
     tokens = None if plan.tokenizer is None else tokens_of(plan.tokenizer)
     with tempfile.TemporaryDirectory(dir=into.parent, prefix=".building-") as scratch:
         work = _Work(
-            Path(scratch), source, plan, pseudonyms.key, -(-size // BUCKET), held_out.sessions, tenants
+            Path(scratch), source, plan, pseudonyms.key, -(-size // bucket), held_out.sessions, tenants
         )
         for name in ("refusals", "spoken", "examples", "sorted", "final", "out"):
             (work.scratch / name).mkdir()
         try:
             with _pool(workers) as pool:
-                built = _built(work, held_out, tokens, pool, progress)
+                built = _built(work, held_out, tokens, pool, piece, progress)
             for path in (work.scratch / "out").iterdir():
                 path.rename(into / path.name)
         except OSError as error:
@@ -286,7 +290,12 @@ def _each(
 
 
 def _built(
-    work: _Work, held_out: HeldOut, tokens: Tokens | None, pool: Executor | None, progress: Progress
+    work: _Work,
+    held_out: HeldOut,
+    tokens: Tokens | None,
+    pool: Executor | None,
+    piece: int,
+    progress: Progress,
 ) -> Built:
     ledger = Ledger()
     plan = work.plan
@@ -297,7 +306,7 @@ def _built(
 
     pieces = 0
     with work.ledger("0-long") as long:
-        for counted in _each(pool, partial(_read, work), _pieces(work.source, long), told("reading")):
+        for counted in _each(pool, partial(_read, work), _pieces(work.source, piece, long), told("reading")):
             ledger.add(counted)
             pieces += 1
     ledger.add(long)
@@ -338,13 +347,13 @@ class _Piece:
     first_line: int
 
 
-def _pieces(source: Path, long: Ledger) -> Iterator[_Piece]:
+def _pieces(source: Path, size: int, long: Ledger) -> Iterator[_Piece]:
     """Cut a file at ends of lines. A line that fills a piece and more is refused here, and never held."""
     with source.open("rb", buffering=0) as file:
         begin, line, number = 0, 1, 0
-        while block := os.pread(file.fileno(), PIECE, begin):
+        while block := os.pread(file.fileno(), size, begin):
             length = block.rfind(b"\n") + 1
-            if not length and len(block) < PIECE:
+            if not length and len(block) < size:
                 length = len(block)
             if length:
                 yield _Piece(number, begin, begin + length, line)
@@ -355,7 +364,7 @@ def _pieces(source: Path, long: Ledger) -> Iterator[_Piece]:
             start = begin
             while block and not length:
                 begin += len(block)
-                block = os.pread(file.fileno(), PIECE, begin)
+                block = os.pread(file.fileno(), size, begin)
                 length = block.find(b"\n") + 1
             begin += length
             long.came[""] += 1

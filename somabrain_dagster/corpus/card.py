@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 from somabrain_dagster.corpus.build import HISTOGRAM, Built, Plan
 from somabrain_dagster.corpus.formats import FileEntry, entry_of
@@ -32,7 +34,7 @@ def write_card(
     return [entry_of(root, root / PLOT, 0), entry_of(root, root / CARD, 0)]
 
 
-def draw_lengths(lengths: Sequence[int], unit: str, window: int, longer: int) -> Figure:
+def draw_lengths(lengths: Sequence[int], unit: str, window: int, longer: int) -> "Figure":
     """How many examples there are of each length.
 
     Args:
@@ -41,6 +43,9 @@ def draw_lengths(lengths: Sequence[int], unit: str, window: int, longer: int) ->
         window: of the trainer, in tokens.
         longer: examples of more tokens than that.
     """
+    # It takes a second to import, which the command line and each worker would wait for.
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 3.2), dpi=100, layout="constrained")
     axes = figure.subplots()
     edges = [*(f"≤ {edge:,}" for edge in HISTOGRAM), "more"]

@@ -57,7 +57,7 @@ def _is_address(found: str) -> bool:
 _DATE = re.compile(r"(?:\d{4}[-./ ]\d{1,2}[-./ ]\d{1,2}|\d{1,2}[-./ ]\d{1,2}[-./ ]\d{4})(?: |$)")
 
 _YEAR = re.compile(r"(?:19|20)\d\d")
-_THOUSANDS = re.compile(r"\d{1,3}(?:\.\d{3})+")
+_NUMBER = re.compile(r"\d{1,3}(?:\.\d{3})+|\d+\.\d+|\d{1,3}(?:\.\d{1,3}){3}")
 
 
 def _is_phone(found: str) -> bool:
@@ -69,7 +69,7 @@ def _is_phone(found: str) -> bool:
     groups = re.findall(r"\d+", found)
     if len(groups) == 1:
         return len(digits) in (10, 11)
-    if all(_YEAR.fullmatch(group) for group in groups) or _THOUSANDS.fullmatch(found):
+    if all(_YEAR.fullmatch(group) for group in groups) or _NUMBER.fullmatch(found):
         return False
     return len(groups[-1]) >= 3
 
@@ -93,7 +93,7 @@ _IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b
 _CARD = re.compile(r"(?<![\d.])\d(?:[ -]?\d){12,18}(?![\d])")
 _IPV4 = re.compile(r"(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?![\d]|\.\d)")
 _IPV6 = re.compile(r"(?<![\w:])[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?![\w:])")
-_PHONE = re.compile(r"(?<![\w.+])(?:\+|\()?\d(?:[ ().-]{0,2}\d){6,14}(?![\w])")
+_PHONE = re.compile(r"(?<![\w.+])(?<!\d[ -])(?:\+|\()?\d(?:[ ().-]{0,2}\d){6,14}(?!\w|[ .-]\d)")
 _SEVEN_DIGITS = re.compile(r"\d(?:[ ().-]{0,2}\d){6}")
 
 KINDS = ("KEY", "EMAIL", "IBAN", "CARD", "IP", "PHONE", "NAME")
