@@ -34,7 +34,17 @@ ASSETS = {
     "adaptation_state": ("learning", {"postgres", "numpy"}, {"feedback_events", "recalls"}),
     "ann_index": ("operations", {"postgres"}, {"memories"}),
     "enhancement_report": ("evaluation", {"postgres", "numpy"}, set()),
+    "training_examples": ("corpora", {"json"}, {"memories", "feedback_events"}),
+    "training_corpus": ("corpora", {"json"}, {"training_examples"}),
+    "tokenized_corpus": ("corpora", {"parquet"}, {"training_examples"}),
+    "preference_pairs": ("corpora", {"json"}, {"memories", "feedback_events", "recalls"}),
+    "pooled/training_examples": ("corpora", {"json"}, {"memories", "feedback_events"}),
+    "pooled/training_corpus": ("corpora", {"json"}, {"pooled/training_examples"}),
+    "pooled/tokenized_corpus": ("corpora", {"parquet"}, {"pooled/training_examples"}),
+    "pooled/preference_pairs": ("corpora", {"json"}, {"memories", "feedback_events", "recalls"}),
 }
+CORPORA = {asset for asset, (group, _, _) in ASSETS.items() if group == "corpora"}
+POOLED = {asset for asset in CORPORA if asset.startswith("pooled/")}
 OBSERVED = {"feedback_events", "memories", "recalls", "token_usage"}
 CHECKS = {
     # (asset, check): whether it blocks
@@ -45,10 +55,26 @@ CHECKS = {
     ("adaptation_state", "bounds_hold"): False,
     ("adaptation_state", "state_follows_what_landed"): False,
     ("ann_index", "recall_at_10"): True,
+    **{
+        (corpus, check): True
+        for corpus in CORPORA
+        for check in (
+            "digests_match",
+            "trainers_can_read_it",
+            "no_leak_across_the_split",
+            "no_personal_data_left",
+            "no_tombstoned_row",
+        )
+    },
 }
-BY_HAND = {"enhancement_report"}
+BY_HAND = {"enhancement_report"} | CORPORA
 BY_CALENDAR = {"ann_index"}
-JOBS = {"learning_chain": set(ASSETS) - BY_HAND - BY_CALENDAR, "index_rebuild": BY_CALENDAR}
+JOBS = {
+    "learning_chain": set(ASSETS) - BY_HAND - BY_CALENDAR,
+    "index_rebuild": BY_CALENDAR,
+    "tenant_corpora": CORPORA - POOLED,
+    "pooled_corpora": POOLED,
+}
 SCHEDULES = {"weekly_index_rebuild": ("index_rebuild", "0 3 * * 0", "UTC")}
 SENSORS = {"feedback_landed": {"learning_chain"}, "run_failure": set()}
 
@@ -140,7 +166,7 @@ def test_a_resource_of_ones_own_takes_the_place_of_the_settings(definitions: dg.
     own = dg.ResourceDefinition.hardcoded_resource("another brain")
     replaced = build_definitions(Settings(), resources={"brain": own})
 
-    assert definitions.resources.keys() == replaced.resources.keys() == {"brain"}  # type: ignore[union-attr]
+    assert definitions.resources.keys() == replaced.resources.keys() == {"brain", "artifacts"}  # type: ignore[union-attr]
     assert replaced.resources["brain"] is own  # type: ignore[index]
 
 

@@ -1,6 +1,6 @@
 """Training corpora: examples, the formats of trainers, tokens and preferences, of each tenant and pooled."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import dagster as dg
 
@@ -100,13 +100,13 @@ def _asset(kind: Kind, pooled: bool) -> dg.AssetsDefinition:
         config: CorpusConfig,
         brain: dg.ResourceParam[Brain],
         artifacts: dg.ResourceParam[Artifacts],
-    ) -> dg.MaterializeResult[None]:
+    ) -> Iterator[dg.MaterializeResult[None]]:
         tenant = None if pooled else context.partition_key
         try:
             manifest = _made(kind, tenant, config, brain, artifacts)
         except (NoConsent, CannotBuild, StaleCorpus) as error:
             raise dg.Failure(str(error), allow_retries=False) from error
-        return dg.MaterializeResult(
+        yield dg.MaterializeResult(
             data_version=dg.DataVersion(manifest.corpus_id),
             metadata=_metadata(manifest, artifacts),
             check_results=corpus_check_results(brain, artifacts, manifest.corpus_id, key),

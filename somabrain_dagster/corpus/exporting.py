@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from somabrain_dagster.corpus.artifacts import Artifacts, read_manifest
-from somabrain_dagster.corpus.build import HeldOut, Plan, build
+from somabrain_dagster.corpus.build import CannotBuild, HeldOut, Plan, build
 from somabrain_dagster.corpus.card import write_card
 from somabrain_dagster.corpus.examples import SPLITS, Example
 from somabrain_dagster.corpus.formats import (
@@ -156,6 +156,11 @@ def export(
                     file.write(record + "\n")
             queries = experiment_queries(connection, tenants)
             buried = _buried(tombstones(connection), pseudonyms)
+        if not records.stat().st_size:
+            raise CannotBuild(
+                f"nothing to learn from: the {len(tenants)} tenants that agreed have no "
+                + ("feedback that names memories" if kind == "preference_pairs" else "memories")
+            )
         held_out = HeldOut(
             tuple(dict.fromkeys([query for *_, query in queries] + list(evaluation))),
             frozenset(pseudonyms.session(whose, session) for whose, session, _ in queries if session),
