@@ -41,9 +41,10 @@ with tempfile.TemporaryDirectory() as cache:
 
 @dataclass
 class Measured:
-    """Seconds, and the most memory of all processes together, in MB."""
+    """Seconds by the clock and of all processors, and the most memory of all processes together, in MB."""
 
     seconds: float = 0.0
+    processor: float = 0.0
     peak: float = 0.0
 
 
@@ -66,9 +67,10 @@ def measured() -> Iterator[Measured]:
 
     watcher = threading.Thread(target=look)
     watcher.start()
-    started = time.monotonic()
+    started, before = time.monotonic(), os.times()
     yield result
     result.seconds = time.monotonic() - started
+    result.processor = sum(os.times()[:4]) - sum(before[:4])
     ended.set()
     watcher.join()
 
@@ -183,7 +185,7 @@ def tell(what: str, found: Measured, size: float, lines: int, loop: Measured) ->
     print(
         f"    {what:32} {found.seconds:7.1f} s  {size / found.seconds:6.1f} MB/s  "
         f"{lines / found.seconds:9,.0f} records/s  {found.peak:5.0f} MB  "
-        f"{loop.seconds / found.seconds:5.2f} × the plain loop",
+        f"{loop.seconds / found.seconds:5.2f} × the plain loop; {found.processor:.1f} s of processors",
         flush=True,
     )
 

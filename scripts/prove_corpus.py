@@ -192,7 +192,7 @@ def trained(corpus: Path, steps: int, holds: dict[str, bool]) -> dict[str, Any] 
         env=os.environ,
     )
     if done.returncode == 3:
-        console.print(done.stderr.strip(), highlight=False)
+        console.print(done.stderr.strip(), highlight=False, markup=False)
         return done.stderr.strip()
     losses: dict[str, Any] = json.loads(done.stdout) if done.returncode == 0 else {"error": done.stderr}
     say(holds, "a small model learns from train.bin: its loss falls", bool(losses.get("fell")))

@@ -44,7 +44,7 @@ def main() -> int:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     after = judged(torch, model, held_out)
     tenth = max(1, len(losses) // 10)
     first, last = float(np.mean(losses[:tenth])), float(np.mean(losses[-tenth:]))
@@ -102,7 +102,8 @@ def judged(torch: Any, model: Any, tokens: Any) -> float:
     """The loss on blocks of the held-out tokens, the same ones each time."""
     starts = np.linspace(0, len(tokens) - BLOCK - 2, 4 * BATCH).astype(int)
     with torch.no_grad():
-        return float(loss_of(torch, model, tokens, starts))
+        loss: float = loss_of(torch, model, tokens, starts).item()
+    return loss
 
 
 if __name__ == "__main__":

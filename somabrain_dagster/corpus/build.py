@@ -183,6 +183,9 @@ class _Work:
             ledger.refusals = None
 
 
+_ANY = bytes(32)
+"""The key of frames that are in order already."""
+
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(Example).decode
 _unpack_spoken = msgspec.msgpack.Decoder(Spoken).decode
@@ -410,15 +413,21 @@ class _Source:
             reward=reward,
         )
 
-    def keep(self, examples: Sequence[Example]) -> list[Example | tuple[str, str]]:
+    def keep(self, examples: Sequence[Example]) -> list[bytes | tuple[str, str]]:
+        """Keep those that pass: the digest of each, or the stage that left it out and why."""
         ledger = self._ledger
         for example in examples:
             ledger.came[example.tenant] += 1
         outcomes = sieve((self._normalise, self._redact), examples, ledger)
+        results: list[bytes | tuple[str, str]] = []
         for outcome in outcomes:
             if isinstance(outcome, Example):
-                self._spool.add(outcome.digest, _pack(outcome))
-        return outcomes
+                digest = outcome.digest
+                self._spool.add(digest, _pack(outcome))
+                results.append(digest)
+            else:
+                results.append(outcome)
+        return results
 
     def keep_again(self, digest: bytes, line: int, tenant: str, session: str) -> None:
         """Keep that a line says word for word what an earlier one said."""
@@ -464,9 +473,7 @@ def _read(work: _Work, piece: _Piece) -> Ledger:
         def judge() -> None:
             for digest, example, outcome in zip(digests, fresh, source.keep(fresh), strict=True):
                 whose = (example.tenant, example.session)
-                result: _Outcome = (
-                    (outcome.digest, *whose) if isinstance(outcome, Example) else (*outcome, *whose)
-                )
+                result: _Outcome = (outcome, *whose) if isinstance(outcome, bytes) else (*outcome, *whose)
                 if len(remembered) < REMEMBERED:
                     remembered[digest] = result
                 for line in waiting.pop(digest, ()):
@@ -730,7 +737,7 @@ def _finish(work: _Work, part: tuple[int, int]) -> _Finished:
         for start in range(0, len(examples), BATCH):
             for outcome in sieve(stages, examples[start : start + BATCH], ledger):
                 if isinstance(outcome, Example):
-                    kept.append((outcome.digest, _pack(outcome)))
+                    kept.append((_ANY, _pack(outcome)))
                     count = len(outcome.tokens) // tokens.dtype.itemsize if tokens else 0
                     length = count if tokens else sum([len(turn.content) for turn in outcome.turns])
                     finished.redacted += placeholders(outcome.text)

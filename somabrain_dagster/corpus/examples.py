@@ -12,7 +12,7 @@ conversation. What the tenant said itself is the assistant's, what others said i
 
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
-from typing import Any, Literal, TypeGuard
+from typing import Annotated, Any, Literal, TypeGuard
 
 import msgspec
 
@@ -128,6 +128,23 @@ class Record(msgspec.Struct, gc=False):
     reward: Any = None
 
 
+class _Said(msgspec.Struct, gc=False):
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class _Messages(msgspec.Struct, gc=False):
+    """A record of messages as most are written: what need not be looked at piece by piece."""
+
+    messages: list[_Said]
+    tenant_id: str | None = None
+    memory_id: int | None = None
+    memory_ids: tuple[int, ...] = ()
+    conversation_id: str | None = None
+    session_id: str | None = None
+    reward: Annotated[float, msgspec.Meta(ge=-1, le=1)] | None = None
+
+
 class NoExample(ValueError):
     """A record of which no example can be made; the message says why."""
 
@@ -143,6 +160,7 @@ class Drawn(msgspec.Struct, frozen=True, gc=False):
 
 
 _decode = msgspec.json.Decoder(Record | list[Any]).decode
+_decode_messages = msgspec.json.Decoder(_Messages).decode
 
 
 def read_record(line: bytes, number: int) -> Drawn | Spoken:
@@ -155,6 +173,20 @@ def read_record(line: bytes, number: int) -> Drawn | Spoken:
     Raises:
         NoExample: it is no JSON, or nothing that an example can be made of.
     """
+    if b'"messages"' in line:
+        try:
+            plain = _decode_messages(line)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            pass  # written otherwise, or wrong: what follows says which
+        else:
+            memory_id = plain.memory_id or 0
+            return Drawn(
+                tuple([Turn(said.role, said.content) for said in plain.messages]),
+                plain.tenant_id or "",
+                plain.conversation_id or plain.session_id or (f"memory {memory_id}" if memory_id else ""),
+                plain.memory_ids or (memory_id,),
+                plain.reward,
+            )
     try:
         record = _decode(line)
     except UnicodeDecodeError as error:

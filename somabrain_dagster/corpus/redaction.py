@@ -7,7 +7,7 @@ tokens. Each replacement, as `[EMAIL]`, is of no kind itself: redacting again ch
 import ipaddress
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 Found = Callable[[str], bool]
@@ -85,9 +85,6 @@ _KEY = re.compile(
     r"|(?i:\b(?:api[_-]?key|secret|token|passw(?:or)?d)\b\s*[:=]\s*[\"']?)(?!\[KEY\])[^\s\"']{8,}",
     re.DOTALL,
 )
-_KEY_HINT = re.compile(
-    r"PRIVATE KEY|AKIA|ASIA|gh[pousr]_|glpat|github_pat|[sp]k[-_]|rk[-_]|xox|AIza|eyJ|[:=]"
-)
 _EMAIL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}@[A-Za-z0-9](?:[A-Za-z0-9-]*\.)+[A-Za-z]{2,}")
 _IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b")
 _CARD = re.compile(r"(?<![\d.])\d(?:[ -]?\d){12,18}(?![\d])")
@@ -103,21 +100,52 @@ _CHECKED: tuple[tuple[str, re.Pattern[str], Found], ...] = (
     ("IP", _IPV4, _is_address),
     ("PHONE", _PHONE, _is_phone),
 )
-_SUSPECT = re.compile(r"[0-9@=]|::|PRIVATE KEY|eyJ|[sp]k[-_]|gh[pousr]_|glpat|xox|[:] ?\S{8}")
+_SURE = re.compile(r"[0-9@=]")
+_LABELLED = re.compile(r"::|: ?\S{8}")
+_PREFIXES = (
+    "PRIVATE KEY",
+    "eyJ",
+    "sk-",
+    "sk_",
+    "pk-",
+    "pk_",
+    "rk-",
+    "rk_",
+    "gh",
+    "glpat",
+    "xox",
+    "AKIA",
+    "ASIA",
+)
+_PREFIXED = re.compile(r"PRIVATE KEY|eyJ|[spr]k[-_]|gh[pousr]_|github_pat|glpat|xox|AKIA|ASIA")
 
 
 def suspect(text: str) -> bool:
     """Whether a text may hold anything that is redacted; False is certain."""
-    return _SUSPECT.search(text) is not None
+    (suspected,) = suspects([text])
+    return suspected
+
+
+def suspects(texts: Sequence[str]) -> list[bool]:
+    """`suspect` for each text, several times as fast: what is rare is looked for in all of them at once."""
+    # A set of characters, or a text, is searched for many times as fast as alternatives are.
+    joined = "\x1e".join(texts)
+    rare = any(prefix in joined for prefix in _PREFIXES)
+    return [
+        _SURE.search(text) is not None
+        or (":" in text and _LABELLED.search(text) is not None)
+        or (rare and _PREFIXED.search(text) is not None)
+        for text in texts
+    ]
 
 
 def redact(text: str) -> str:
     """Replace what is found."""
-    if _KEY_HINT.search(text):
+    if ":" in text or "=" in text or any(prefix in text for prefix in _PREFIXES):
         text = _replaced(_KEY, "KEY", text)
     if "@" in text:
         text = _replaced(_EMAIL, "EMAIL", text)
-    if _SEVEN_DIGITS.search(text) or _IBAN.search(text) or _IPV4.search(text):
+    if _SEVEN_DIGITS.search(text) or text.count(".") > 2:
         for kind, pattern, holds in _CHECKED:
             text = _replaced(pattern, kind, text, holds)
     if text.count(":") > 1:

@@ -14,7 +14,7 @@ from typing import BinaryIO, Protocol
 import msgspec
 
 from somabrain_dagster.corpus.examples import Example, Turn
-from somabrain_dagster.corpus.redaction import Namer, redact, redact_names, suspect
+from somabrain_dagster.corpus.redaction import Namer, redact, redact_names, suspects
 
 READ = "read"
 EXACT = "exact duplicates"
@@ -151,8 +151,10 @@ class Normalise:
         turns: list[Turn] = []
         system: list[Turn] = []
         rejected: list[Turn] = []
+        joined = "".join([turn.content for turn in example.turns])
+        plain = joined.isascii() and joined.isprintable()
         for turn in example.turns:
-            content = normal(turn.content)
+            content = turn.content.strip() if plain else normal(turn.content)
             if not content:
                 continue
             if turn.role == "system":
@@ -189,11 +191,12 @@ class Redact:
 
     def _judged(self, example: Example) -> Example:
         namer = self._namer
-        if namer is None and not any(map(suspect, [turn.content for turn in example.turns])):
+        suspected = suspects([turn.content for turn in example.turns])
+        if namer is None and not any(suspected):
             return example
         turns = []
-        for turn in example.turns:
-            content = redact(turn.content) if suspect(turn.content) else turn.content
+        for turn, doubtful in zip(example.turns, suspected, strict=True):
+            content = redact(turn.content) if doubtful else turn.content
             if namer is not None:
                 content = redact_names(content, namer)
             turns.append(Turn(turn.role, content))

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from somabrain_dagster.corpus.redaction import luhn, mod_97, placeholders, redact, suspect
+from somabrain_dagster.corpus.redaction import luhn, mod_97, placeholders, redact, suspect, suspects
 from tests.corpus.records import conversations
 
 PLANTED = {
@@ -59,6 +59,11 @@ def test_redacting_again_changes_nothing(text: str) -> None:
 def test_what_is_not_suspect_is_not_changed(text: str) -> None:
     if not suspect(text):
         assert redact(text) == text
+
+
+@given(st.lists(st.text(alphabet="019abAKIskgh_@.:-x =yJ", max_size=40), max_size=5))
+def test_texts_together_are_suspect_as_they_are_alone(texts: list[str]) -> None:
+    assert suspects(texts) == [suspect(text) for text in texts]
 
 
 def test_real_conversations_lose_little() -> None:
