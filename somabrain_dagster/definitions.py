@@ -2,8 +2,10 @@
 
 What landed (`assets/landed.py`) is observed, aggregated by day (`assets/feedback.py`) and proven
 (`assets/adaptation.py`) by one job (`jobs.py`), which a sensor (`sensors/feedback.py`) runs when it sees that
-something new has landed. The same job fits weights to what feedback taught (`assets/proposals.py`). Indexes
-(`assets/ann_index.py`) are rebuilt by the calendar (`schedules.py`).
+something new has landed. The same job fits weights to what feedback taught (`assets/proposals.py`). What is
+on trial (`assets/trials.py`) and what is promoted (`assets/promotion.py`) move on by sensors of their own
+(`sensors/trials.py`). Indexes (`assets/ann_index.py`) are rebuilt by the calendar (`schedules.py`). Corpora
+to train on (`assets/corpus.py`) are made when somebody asks for them, of tenants that agreed.
 """
 
 from collections.abc import Mapping
@@ -13,6 +15,7 @@ import dagster as dg
 
 from somabrain_dagster.assets.adaptation import adaptation_state
 from somabrain_dagster.assets.ann_index import ann_index
+from somabrain_dagster.assets.corpus import corpus_assets
 from somabrain_dagster.assets.enhancement import enhancement_report
 from somabrain_dagster.assets.feedback import feedback_daily_asset
 from somabrain_dagster.assets.landed import landed_assets
@@ -21,8 +24,16 @@ from somabrain_dagster.assets.proposals import parameter_proposals, tenant_weigh
 from somabrain_dagster.assets.trends import performance_trends
 from somabrain_dagster.assets.trials import canary_rollout, experiment_results
 from somabrain_dagster.checks.following import state_follows_what_landed
-from somabrain_dagster.jobs import canary_look, experiment_analysis, index_rebuild, learning_chain
+from somabrain_dagster.jobs import (
+    canary_look,
+    experiment_analysis,
+    index_rebuild,
+    learning_chain,
+    pooled_corpora,
+    tenant_corpora,
+)
 from somabrain_dagster.partitions import feedback_days
+from somabrain_dagster.resources.artifacts import artifacts_resource
 from somabrain_dagster.resources.brain import brain_resource
 from somabrain_dagster.schedules import weekly_index_rebuild
 from somabrain_dagster.sensors.failure import run_failure_sensor
@@ -39,7 +50,7 @@ def build_definitions(
 
     Args:
         settings: of the project; from the environment where None.
-        resources: by key, in place of those that the settings give: `brain`.
+        resources: by key, in place of those that the settings give: `brain` and `artifacts`.
     """
     settings = Settings() if settings is None else settings
     days = feedback_days(settings)
@@ -57,9 +68,17 @@ def build_definitions(
             performance_trends,
             parameter_proposals,
             tenant_weights,
+            *corpus_assets(),
         ],
         asset_checks=[state_follows_what_landed(settings)],
-        jobs=[learning_chain, experiment_analysis, canary_look, index_rebuild],
+        jobs=[
+            learning_chain,
+            experiment_analysis,
+            canary_look,
+            index_rebuild,
+            tenant_corpora,
+            pooled_corpora,
+        ],
         schedules=[weekly_index_rebuild],
         sensors=[
             feedback_landed_sensor(settings, days),
@@ -68,7 +87,11 @@ def build_definitions(
             tenants_sensor(settings),
             run_failure_sensor(settings),
         ],
-        resources={"brain": brain_resource(settings), **(resources or {})},
+        resources={
+            "brain": brain_resource(settings),
+            "artifacts": artifacts_resource(settings),
+            **(resources or {}),
+        },
     )
 
 

@@ -32,6 +32,8 @@ _PLACES = {
 } | {
     "embedding_url",
     "embedding_api_key",
+    "artifacts_url",
+    "pseudonym_key",
 }
 """Where things are, as opposed to what is done: not part of the digest."""
 
@@ -163,6 +165,9 @@ class Settings(BaseSettings):
         embedding_url, embedding_model, embedding_dimension, embedding_api_key: a service that speaks the
             `/embeddings` protocol; without a URL the bundled model runs in the process.
         learning_loop_enabled: whether training corpora may be built at all.
+        artifacts_url: where corpora are kept, an fsspec URL; unset is a folder at home.
+        pseudonym_key: 64 or more hexadecimal digits, under which tenants have their names in corpora; unset
+            uses a key that is made once and kept at home.
         autopilot: whether sensors may change anything.
         sensor_interval_seconds: how often sensors look.
         service: the knobs of the HTTP service.
@@ -201,6 +206,8 @@ class Settings(BaseSettings):
     embedding_dimension: int | None = Field(default=None, ge=1, le=8192)
     embedding_api_key: SecretStr | None = None
     learning_loop_enabled: bool = False
+    artifacts_url: str | None = None
+    pseudonym_key: SecretStr | None = None
     autopilot: bool = False
     sensor_interval_seconds: int = Field(default=300, ge=1)
     service: ServiceSettings = Field(default_factory=ServiceSettings)

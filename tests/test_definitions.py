@@ -53,7 +53,17 @@ ASSETS = {
     "canary_rollout": ("learning", {"postgres", "scipy"}, {"experiment_results"}),
     "promoted_weights": ("learning", {"postgres"}, {"canary_rollout"}),
     "served_weights": ("learning", {"redis"}, {"promoted_weights", "tenant_weights", "adaptation_state"}),
+    "training_examples": ("corpora", {"json"}, {"memories", "feedback_events"}),
+    "training_corpus": ("corpora", {"json"}, {"training_examples"}),
+    "tokenized_corpus": ("corpora", {"parquet"}, {"training_examples"}),
+    "preference_pairs": ("corpora", {"json"}, {"memories", "feedback_events", "recalls"}),
+    "pooled/training_examples": ("corpora", {"json"}, {"memories", "feedback_events"}),
+    "pooled/training_corpus": ("corpora", {"json"}, {"pooled/training_examples"}),
+    "pooled/tokenized_corpus": ("corpora", {"parquet"}, {"pooled/training_examples"}),
+    "pooled/preference_pairs": ("corpora", {"json"}, {"memories", "feedback_events", "recalls"}),
 }
+CORPORA = {asset for asset, (group, _, _) in ASSETS.items() if group == "corpora"}
+POOLED = {asset for asset in CORPORA if asset.startswith("pooled/")}
 OBSERVED = {"feedback_events", "memories", "recalls", "token_usage"}
 CHECKS = {
     # (asset, check): whether it blocks
@@ -69,8 +79,19 @@ CHECKS = {
     ("experiment_results", "every_analysis_is_that_of_its_sessions"): True,
     ("canary_rollout", "every_look_decides_what_its_numbers_say"): True,
     ("served_weights", "served_states_are_the_live_ones"): False,
+    **{
+        (corpus, check): True
+        for corpus in CORPORA
+        for check in (
+            "digests_match",
+            "trainers_can_read_it",
+            "no_leak_across_the_split",
+            "no_personal_data_left",
+            "no_tombstoned_row",
+        )
+    },
 }
-BY_HAND = {"enhancement_report"}
+BY_HAND = {"enhancement_report"} | CORPORA
 BY_CALENDAR = {"ann_index"}
 ON_TRIAL = {"experiment_results", "canary_rollout", "promoted_weights", "served_weights"}
 JOBS = {
@@ -78,6 +99,8 @@ JOBS = {
     "experiment_analysis": {"experiment_results", "canary_rollout"},
     "canary_look": {"canary_rollout", "promoted_weights", "served_weights"},
     "index_rebuild": BY_CALENDAR,
+    "tenant_corpora": CORPORA - POOLED,
+    "pooled_corpora": POOLED,
 }
 SCHEDULES = {"weekly_index_rebuild": ("index_rebuild", "0 3 * * 0", "UTC")}
 SENSORS = {
@@ -176,7 +199,7 @@ def test_a_resource_of_ones_own_takes_the_place_of_the_settings(definitions: dg.
     own = dg.ResourceDefinition.hardcoded_resource("another brain")
     replaced = build_definitions(Settings(), resources={"brain": own})
 
-    assert definitions.resources.keys() == replaced.resources.keys() == {"brain"}  # type: ignore[union-attr]
+    assert definitions.resources.keys() == replaced.resources.keys() == {"brain", "artifacts"}  # type: ignore[union-attr]
     assert replaced.resources["brain"] is own  # type: ignore[index]
 
 

@@ -164,6 +164,17 @@ def live(database: Database, tenant: str) -> None:
             (tenant, tenant),
         )
         connection.execute(
+            "INSERT INTO corpus_manifests (corpus_id, kind, scope, url, position, manifest) "
+            "VALUES (%s, 'corpus', 'pooled', 'file:///nowhere', '0', '{}')",
+            (f"corpus-{tenant}",),
+        )
+        connection.execute(
+            "INSERT INTO corpus_tenants (tenant_id, corpus_id, examples, tokens, rejected) "
+            "VALUES (%s, %s, 1, 2, '{}')",
+            (tenant, f"corpus-{tenant}"),
+        )
+        connection.execute("INSERT INTO corpus_tombstones (tenant_id, memory_id) VALUES (%s, 0)", (tenant,))
+        connection.execute(
             """
             INSERT INTO feedback_daily (
                 tenant_id, day, events, sessions,

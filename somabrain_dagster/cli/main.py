@@ -13,6 +13,7 @@ from rich.table import Table
 
 from somabrain_dagster import __version__
 from somabrain_dagster.cli.console import actor, console, explained, fail, opened, watched
+from somabrain_dagster.cli.corpus import corpus, tenant_delete, tenant_learning_loop
 from somabrain_dagster.cli.trials import canary, experiment, weights
 from somabrain_dagster.learning.features import FEATURES
 from somabrain_dagster.learning.weights import WEIGHTS, to_units
@@ -39,6 +40,7 @@ def main() -> None:
 main.add_command(experiment)
 main.add_command(canary)
 main.add_command(weights)
+main.add_command(corpus)
 
 
 @main.command()
@@ -221,6 +223,10 @@ def env() -> None:
 @main.group()
 def tenant() -> None:
     """Tenants and their weights."""
+
+
+tenant.add_command(tenant_delete)
+tenant.add_command(tenant_learning_loop)
 
 
 @tenant.command("create")

@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 from somabrain_dagster.learning.features import FEATURES
 from somabrain_dagster.learning.weights import NAMES, RETRIEVAL, UTILITY, to_units
 from somabrain_dagster.store.adaptation import read_configurations
+from somabrain_dagster.store.corpora import CorpusCounts, corpus_counts
 from somabrain_dagster.store.database import DatabaseUnreachable
 from somabrain_dagster.store.gauges import TenantGauges, read_adjustments, read_gauges
 from somabrain_dagster.store.working_memory import WorkingMemoryUnavailable
@@ -194,6 +195,7 @@ class _Gauges(Collector):
                 tenants, others = read_gauges(connection, self._most_tenants)
                 service.states.know(read_configurations(connection))
                 adjustments = read_adjustments(connection, self._most_tenants, OTHERS)
+                corpora = corpus_counts(connection, self._most_tenants, OTHERS)
         except DatabaseUnreachable:
             yield _one("somabrain_postgres_up", "Whether Postgres answered the scrape.", 0)
             return
@@ -210,6 +212,7 @@ class _Gauges(Collector):
         for tenant_id, cause, count in adjustments:
             supervised.add_metric([tenant_id, cause], count)
         yield supervised
+        yield from _of_corpora(corpora)
 
 
 def _working_memory(service: "Service", tenants: list[TenantGauges]) -> Iterable[Metric]:
@@ -222,6 +225,29 @@ def _working_memory(service: "Service", tenants: list[TenantGauges]) -> Iterable
     except WorkingMemoryUnavailable:
         return
     yield family
+
+
+def _of_corpora(corpora: list[CorpusCounts]) -> Iterable[Metric]:
+    exports, examples, tokens = (
+        CounterMetricFamily(f"somabrain_corpus_{what}", text, labels=["tenant_id"])
+        for what, text in (
+            ("exports", "Builds of training corpora that a tenant gave to."),
+            ("examples", "Examples that they hold of it."),
+            ("tokens", "Tokens of those examples."),
+        )
+    )
+    rejects = CounterMetricFamily(
+        "somabrain_corpus_rejects",
+        "Examples that were left out of them, by stage.",
+        labels=["tenant_id", "stage"],
+    )
+    for counted in corpora:
+        exports.add_metric([counted.tenant_id], counted.exports)
+        examples.add_metric([counted.tenant_id], counted.examples)
+        tokens.add_metric([counted.tenant_id], counted.tokens)
+        for stage, count in counted.rejected.items():
+            rejects.add_metric([counted.tenant_id, stage], count)
+    yield from (exports, examples, tokens, rejects)
 
 
 def _one(name: str, text: str, value: float) -> GaugeMetricFamily:

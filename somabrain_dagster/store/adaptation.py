@@ -136,7 +136,9 @@ def require_tenants(connection: Connection, tenants: Sequence[str]) -> None:
     Raises:
         UnknownTenant: one does not, or the transaction must not see it.
     """
-    known = connection.execute("SELECT tenant_id FROM tenants WHERE tenant_id = ANY (%s)", (list(tenants),))
+    known = connection.execute(
+        "SELECT tenant_id FROM tenants WHERE tenant_id = ANY (%s) AND deleted_at IS NULL", (list(tenants),)
+    )
     unknown = set(tenants) - {tenant_id for (tenant_id,) in known}
     if unknown:
         raise UnknownTenant(min(unknown))
@@ -178,7 +180,7 @@ def create_tenants(
         Those that were created.
 
     Raises:
-        InvalidTenant: a name is not one.
+        InvalidTenant: a name is not one, or is that of a tenant that was deleted.
         InvalidConfiguration: the overrides cannot be.
     """
     for tenant_id in tenants:
@@ -188,6 +190,14 @@ def create_tenants(
                 "and begins with a letter or a digit"
             )
     own = configuration.overridden(overrides or {})
+    deleted = connection.execute(
+        "SELECT min(tenant_id) FROM tenants WHERE tenant_id = ANY (%s) AND deleted_at IS NOT NULL",
+        (list(tenants),),
+    ).fetchone()
+    if deleted is not None and deleted[0] is not None:
+        raise InvalidTenant(
+            f"there was a tenant {deleted[0]!r}, which was deleted: no name is given twice, choose another"
+        )
     # A promotion sees every tenant, or the tenant sees the promotion.
     connection.execute("SELECT pg_advisory_xact_lock_shared(hashtext('somabrain_promotion'))")
     adopted = connection.execute(

@@ -95,7 +95,9 @@ def create_key(connection: Connection, tenant_id: str, scope: Scope, actor: str)
     # Appending to the tenant's audit chain locks it, so two who create at once cannot both see one key.
     key_id, secret = secrets.token_hex(8), secrets.token_urlsafe(32)
     audit.record(connection, tenant_id, actor, "key.create", {"key_id": key_id, "scope": scope})
-    known = connection.execute("SELECT FROM tenants WHERE tenant_id = %s", (tenant_id,)).rowcount
+    known = connection.execute(
+        "SELECT FROM tenants WHERE tenant_id = %s AND deleted_at IS NULL", (tenant_id,)
+    ).rowcount
     if not known and scope != "operator":
         raise UnknownTenant(tenant_id)
     live = connection.execute(

@@ -175,7 +175,8 @@ def _land_together(
         locked = connection.execute(
             f"SELECT {STATE_COLUMNS}, t.overrides::text, now() "  # noqa: S608 — the columns are a constant
             "FROM adaptation_states s JOIN tenants t USING (tenant_id) "
-            "WHERE s.tenant_id = ANY (%s) ORDER BY s.tenant_id FOR NO KEY UPDATE OF s",
+            "WHERE s.tenant_id = ANY (%s) AND t.deleted_at IS NULL "
+            "ORDER BY s.tenant_id FOR NO KEY UPDATE OF s",
             (names,),
             binary=True,
         )

@@ -1,0 +1,776 @@
+"""From records to a corpus: every example through every stage, in bounded memory, the same bytes each time.
+
+The input is cut into pieces of a few megabytes. Four passes follow, each of many small tasks:
+
+1. each piece: records are read, made examples, normalised and redacted; turns of conversations wait;
+2. each bucket of conversations: put together, then as above;
+3. each bucket of examples: sorted by digest, exact duplicates left out; then near duplicates, among all;
+4. each bucket again: decontaminated, judged by reward and length, tokens counted.
+
+Then the formats are written from one sorted stream. A task's result depends on its part alone and results are
+put together in the order of the parts, so the number of workers changes nothing but the time.
+"""
+
+import hashlib
+import io
+import multiprocessing
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+import zstandard
+
+from somabrain_dagster.corpus.contamination import Decontaminate, held_out_hashes, load, texts_of
+from somabrain_dagster.corpus.duplicates import (
+    BANDS,
+    NUMBERS,
+    ExactDuplicates,
+    NearDuplicates,
+    again,
+    bands,
+    near_duplicates,
+    signatures,
+)
+from somabrain_dagster.corpus.examples import (
+    Example,
+    NoExample,
+    Split,
+    Spoken,
+    Turn,
+    assemble,
+    read_record,
+)
+from somabrain_dagster.corpus.formats import FileEntry, Target, write_all
+from somabrain_dagster.corpus.names import namer
+from somabrain_dagster.corpus.pseudonyms import Pseudonyms
+from somabrain_dagster.corpus.redaction import placeholders
+from somabrain_dagster.corpus.spool import Frame, Spool, read_frames, write_frames
+from somabrain_dagster.corpus.stages import EXACT, READ, Ledger, Normalise, Redact, Rewarded, Stage, sieve
+from somabrain_dagster.corpus.tokens import GPT2, Length, Tokens, tokens_of
+from somabrain_dagster.operations.lines import LONGEST_LINE, read_lines
+from somabrain_dagster.operations.summary import Progress, unwatched
+
+PIECE = 8 << 20
+"""Bytes of input that are read at once; a line is shorter."""
+
+BUCKET = 16 << 20
+"""Bytes of input whose examples are sorted at once."""
+
+BATCH = 256
+REMEMBERED = 1 << 16
+"""Lines whose outcome a worker remembers, so that the same line is not judged again."""
+
+HISTOGRAM = tuple(1 << power for power in range(4, 17))
+"""Upper edges of the lengths that are counted, in tokens, or in characters where no tokens are."""
+
+Result = TypeVar("Result")
+
+
+class CannotBuild(Exception):
+    """A corpus cannot be built; the message says why, and what to do."""
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What is kept, and how it is written.
+
+    Attributes:
+        near_duplicate: Jaccard similarity over runs of three words from which on examples are the same; None
+            leaves out exact duplicates only.
+        validation: share of the sessions that are held out.
+        least_reward: what a judged session must be worth; None for anything.
+        most_characters: of an example.
+        tokenizer: `gpt2`, a tokenizer.json, or None to count no tokens.
+        window: tokens that the trainer reads at once.
+        names: whether names of people are redacted too, by the extra `names`.
+        formats: which to write.
+        zstd: whether lines of JSON are compressed.
+        shard_rows: rows in a file at most; 0 for any number.
+    """
+
+    near_duplicate: float | None = 0.8
+    validation: float = 0.02
+    least_reward: float | None = None
+    most_characters: int = 200_000
+    tokenizer: str | None = GPT2
+    window: int = 1024
+    names: bool = False
+    formats: tuple[str, ...] = ("prompt-response",)
+    zstd: bool = False
+    shard_rows: int = 0
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What examples must not hold, besides the validation split.
+
+    Attributes:
+        texts: queries of experiments and evaluations.
+        sessions: of experiments; pseudonyms.
+    """
+
+    texts: tuple[str, ...] = ()
+    sessions: frozenset[str] = frozenset()
+
+
+NOTHING_HELD_OUT = HeldOut()
+
+
+@dataclass
+class Built:
+    """What came of it.
+
+    Attributes:
+        ledger: who was left out, where and why, in numbers.
+        files: that were written.
+        kept: examples and tokens, by tenant.
+        splits: examples and tokens, by split; tokens None where they were not counted.
+        lengths: examples by the upper edge of `HISTOGRAM` that they stay below; the last holds the rest.
+        over_window: examples of more tokens than the window.
+        redacted: what was replaced in the examples that were kept, by kind.
+        rejects: where every refusal is, a line of JSON each, compressed.
+        tokens: the tokenizer.
+    """
+
+    ledger: Ledger
+    files: list[FileEntry]
+    kept: dict[str, tuple[int, int]]
+    splits: dict[Split, tuple[int, int | None]]
+    lengths: list[int]
+    over_window: int
+    redacted: Counter[str]
+    rejects: Path
+    tokens: Tokens | None
+
+
+def split_of(session: str, validation: float) -> Split:
+    """Where a session belongs, whoever builds: its SHA-256 as a number in [0, 1) against the share."""
+    number = int.from_bytes(hashlib.sha256(f"split\0{session}".encode()).digest()[:8], "big")
+    return "validation" if number < validation * 2.0**64 else "train"
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What every task knows."""
+
+    scratch: Path
+    source: Path
+    plan: Plan
+    key: bytes
+    buckets: int
+    sessions: frozenset[str]
+    tenants: frozenset[str] | None
+
+    def spool(self, name: str) -> Spool:
+        return Spool(self.scratch / name, self.buckets)
+
+    def refusals(self, part: str) -> Path:
+        return self.scratch / "refusals" / part
+
+    @contextmanager
+    def ledger(self, part: str) -> Iterator[Ledger]:
+        with self.refusals(part).open("wb", buffering=1 << 20) as file:
+            ledger = Ledger(refusals=file)
+            yield ledger
+            ledger.refusals = None
+
+
+_ANY = bytes(32)
+"""The key of frames that are in order already."""
+
+_pack = msgspec.msgpack.Encoder().encode
+_unpack = msgspec.msgpack.Decoder(Example).decode
+_unpack_spoken = msgspec.msgpack.Decoder(Spoken).decode
+_unpack_again = msgspec.msgpack.Decoder(tuple[int, str, str]).decode
+
+
+def build(
+    source: Path,
+    into: Path,
+    plan: Plan,
+    pseudonyms: Pseudonyms,
+    held_out: HeldOut = NOTHING_HELD_OUT,
+    *,
+    tenants: frozenset[str] | None = None,
+    workers: int = 1,
+    piece: int = PIECE,
+    bucket: int = BUCKET,
+    progress: Progress = unwatched,
+) -> Built:
+    """Build a corpus from records.
+
+    Args:
+        source: a file of records, a line of JSON each; see `examples`.
+        into: an empty folder, on whose disk there is room for about three times the source.
+        plan: what is kept and how it is written.
+        pseudonyms: of tenants, sessions and memories.
+        held_out: what examples must not hold.
+        tenants: those that agreed; records of others are left out. None takes all.
+        workers: processes; they change nothing but the time.
+        piece: bytes of input that are read at once; a line is shorter. It changes nothing but the memory.
+        bucket: bytes of input whose examples are sorted at once; likewise.
+        progress: told how many parts of each pass are done.
+
+    Raises:
+        CannotBuild: the source cannot be read or holds nothing, or there is no room; `into` is as it was.
+        TokenizerError: the tokenizer cannot be used, or not for one of the formats.
+    """
+    try:
+        size = source.stat().st_size
+    except OSError as error:
+        raise CannotBuild(f"cannot read {source} ({error.strerror}): name a file of JSON lines") from error
+    if not size:
+        raise CannotBuild(f"{source} is empty: it must have a record of JSON a line")
+    tokens = None if plan.tokenizer is None else tokens_of(plan.tokenizer)
+    with tempfile.TemporaryDirectory(dir=into.parent, prefix=".building-") as scratch:
+        work = _Work(
+            Path(scratch), source, plan, pseudonyms.key, -(-size // bucket), held_out.sessions, tenants
+        )
+        for name in ("refusals", "spoken", "examples", "sorted", "final", "out"):
+            (work.scratch / name).mkdir()
+        try:
+            with _pool(workers) as pool:
+                built = _built(work, held_out, tokens, pool, piece, progress)
+            for path in (work.scratch / "out").iterdir():
+                path.rename(into / path.name)
+        except OSError as error:
+            raise CannotBuild(
+                f"cannot write beside {into} ({error.strerror}): nothing was kept; make room there, or name "
+                "another place"
+            ) from error
+        built.rejects = into / built.rejects.name
+        return built
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[Executor | None]:
+    if workers == 1:
+        yield None
+        return
+    # A fork of a process with threads may hang; a new process has none.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=_alone) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _alone() -> None:
+    """One thread a worker: there are as many workers as there should be threads."""
+    os.environ["RAYON_NUM_THREADS"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _each(
+    pool: Executor | None, task: Callable[[Any], Result], parts: Iterable[Any], told: Callable[[int], None]
+) -> Iterator[Result]:
+    """The results of a task for each part, in order; parts are handed out in order too, a few ahead."""
+    if pool is None:
+        for done, part in enumerate(parts):
+            yield task(part)
+            told(done + 1)
+        return
+    waiting: list[Future[Result]] = []
+    done = 0
+    for part in parts:
+        waiting.append(pool.submit(task, part))
+        if len(waiting) > 16:
+            yield waiting.pop(0).result()
+            told(done := done + 1)
+    for future in waiting:
+        yield future.result()
+        told(done := done + 1)
+
+
+def _built(
+    work: _Work,
+    held_out: HeldOut,
+    tokens: Tokens | None,
+    pool: Executor | None,
+    piece: int,
+    progress: Progress,
+) -> Built:
+    ledger = Ledger()
+    plan = work.plan
+    buckets = range(work.buckets)
+
+    def told(what: str, total: int | None = None) -> Callable[[int], None]:
+        return lambda done: progress(what, done, total)
+
+    pieces = 0
+    with work.ledger("0-long") as long:
+        for counted in _each(pool, partial(_read, work), _pieces(work.source, piece, long), told("reading")):
+            ledger.add(counted)
+            pieces += 1
+    ledger.add(long)
+    for counted in _each(pool, partial(_converse, work), buckets, told("conversations", work.buckets)):
+        ledger.add(counted)
+    if not ledger.came and not ledger.refused:
+        raise CannotBuild(f"{work.source} has only blank lines: it must have a record of JSON a line")
+
+    counts = []
+    for counted, count in _each(pool, partial(_sort, work), buckets, told("sorting", work.buckets)):
+        ledger.add(counted)
+        counts.append(count)
+    firsts = np.concatenate(([0], np.cumsum(counts))).astype(int).tolist()
+    _find_near(work, counts)
+
+    held = [held_out_hashes(held_out.texts)]
+    if plan.validation:
+        parts = ((bucket, firsts[bucket]) for bucket in buckets)
+        held += _each(pool, partial(_hold_out, work), parts, told("holding out", work.buckets))
+    np.unique(np.concatenate(held)).tofile(work.scratch / "held-out")
+    del held
+
+    built = Built(ledger, [], {}, {}, [0] * (len(HISTOGRAM) + 1), 0, Counter(), work.scratch / "out", tokens)
+    parts = ((bucket, firsts[bucket]) for bucket in buckets)
+    for finished in _each(pool, partial(_finish, work), parts, told("judging", work.buckets)):
+        finished.into(built)
+    formats = list(_each(pool, partial(_format, work), plan.formats, told("writing", len(plan.formats))))
+    built.files = [entry for entries in formats for entry in entries]
+    built.rejects = _rejects(work, pieces)
+    return built
+
+
+@dataclass(frozen=True)
+class _Piece:
+    number: int
+    begin: int
+    end: int
+    first_line: int
+
+
+def _pieces(source: Path, size: int, long: Ledger) -> Iterator[_Piece]:
+    """Cut a file at ends of lines. A line that fills a piece and more is refused here, and never held."""
+    with source.open("rb", buffering=0) as file:
+        begin, line, number = 0, 1, 0
+        while block := os.pread(file.fileno(), size, begin):
+            length = block.rfind(b"\n") + 1
+            if not length and len(block) < size:
+                length = len(block)
+            if length:
+                yield _Piece(number, begin, begin + length, line)
+                line += block.count(b"\n", 0, length)
+                begin += length
+                number += 1
+                continue
+            start = begin
+            while block and not length:
+                begin += len(block)
+                block = os.pread(file.fileno(), size, begin)
+                length = block.find(b"\n") + 1
+            begin += length
+            long.came[""] += 1
+            long.refuse(line, READ, _too_long(begin - start))
+            line += 1
+
+
+def _too_long(length: int) -> str:
+    return f"{length:,} bytes, a line has at most {LONGEST_LINE:,}"
+
+
+def _first_stages(plan: Plan) -> tuple[Normalise, Redact]:
+    return Normalise(), Redact(namer() if plan.names else None)
+
+
+class _Source:
+    """What makes examples of what records give, and keeps those that pass the first stages."""
+
+    def __init__(self, work: _Work, ledger: Ledger) -> None:
+        self._work = work
+        self._ledger = ledger
+        self.pseudonyms = _pseudonyms(work.key)
+        self._normalise, self._redact = _first_stages(work.plan)
+        self._spool = work.spool("examples")
+
+    def example(
+        self,
+        turns: tuple[Turn, ...],
+        tenant: str,
+        session: str,
+        line: int,
+        ids: Iterable[int],
+        reward: float | None,
+    ) -> Example:
+        of = self.pseudonyms
+        return Example(
+            turns=turns,
+            tenant=of.tenant(tenant),
+            session=of.session(tenant, session),
+            split=split_of(session, self._work.plan.validation),
+            line=line,
+            memories=tuple([of.memory(tenant, memory_id) for memory_id in ids if memory_id]),
+            reward=reward,
+        )
+
+    def keep(self, examples: Sequence[Example]) -> list[bytes | tuple[str, str]]:
+        """Keep those that pass: the digest of each, or the stage that left it out and why."""
+        ledger = self._ledger
+        for example in examples:
+            ledger.came[example.tenant] += 1
+        outcomes = sieve((self._normalise, self._redact), examples, ledger)
+        results: list[bytes | tuple[str, str]] = []
+        for outcome in outcomes:
+            if isinstance(outcome, Example):
+                digest = outcome.digest
+                self._spool.add(digest, _pack(outcome))
+                results.append(digest)
+            else:
+                results.append(outcome)
+        return results
+
+    def keep_again(self, digest: bytes, line: int, tenant: str, session: str) -> None:
+        """Keep that a line says word for word what an earlier one said."""
+        self._ledger.came[tenant] += 1
+        self._spool.add(digest, b"\x00" + _pack((line, tenant, session)))
+
+    def end(self) -> None:
+        self._spool.flush()
+
+
+@lru_cache(2)
+def _pseudonyms(key: bytes) -> Pseudonyms:
+    return Pseudonyms(key)
+
+
+@lru_cache(2)
+def _tokens(name: str) -> Tokens:
+    return tokens_of(name)
+
+
+_Outcome = tuple[bytes, str, str] | tuple[str, str, str, str]
+"""Of a line: the digest of what was kept, or stage and reason; and the tenant and session."""
+
+
+@lru_cache(1)
+def _remembered(scratch: Path) -> dict[bytes, _Outcome]:
+    """What this process remembers of lines, for one build."""
+    return {}
+
+
+def _read(work: _Work, piece: _Piece) -> Ledger:
+    """Pass 1: the records of a piece."""
+    remembered = _remembered(work.scratch)
+    spoken = work.spool("spoken")
+    with work.source.open("rb", buffering=0) as file:
+        content = os.pread(file.fileno(), piece.end - piece.begin, piece.begin)
+    with work.ledger(f"1-{piece.number:08}") as ledger:
+        source = _Source(work, ledger)
+        fresh: list[Example] = []
+        digests: list[bytes] = []
+        waiting: dict[bytes, list[int]] = {}
+
+        def judge() -> None:
+            for digest, example, outcome in zip(digests, fresh, source.keep(fresh), strict=True):
+                whose = (example.tenant, example.session)
+                result: _Outcome = (outcome, *whose) if isinstance(outcome, bytes) else (*outcome, *whose)
+                if len(remembered) < REMEMBERED:
+                    remembered[digest] = result
+                for line in waiting.pop(digest, ()):
+                    once_more(result, line)
+            fresh.clear()
+            digests.clear()
+            waiting.clear()
+
+        def once_more(outcome: _Outcome, line: int) -> None:
+            if len(outcome) == 3:
+                source.keep_again(outcome[0], line, outcome[1], outcome[2])
+            else:
+                stage, reason, tenant, session = outcome
+                ledger.came[tenant] += 1
+                ledger.refuse(line, stage, reason, tenant, session)
+
+        for one in read_lines(io.BytesIO(content)):
+            number = piece.first_line - 1 + one.number
+            if one.too_long:
+                ledger.came[""] += 1
+                ledger.refuse(number, READ, _too_long(one.length))
+                continue
+            digest = hashlib.blake2b(one.content, digest_size=16).digest()
+            if (known := remembered.get(digest)) is not None:
+                once_more(known, number)
+                continue
+            if digest in waiting:
+                waiting[digest].append(number)
+                continue
+            try:
+                record = read_record(one.content, number)
+            except NoExample as error:
+                ledger.came[""] += 1
+                ledger.refuse(number, READ, str(error))
+                continue
+            if work.tenants is not None and record.tenant not in work.tenants:
+                ledger.came[""] += 1
+                ledger.refuse(number, READ, "its tenant does not let its data be learned from")
+                continue
+            if isinstance(record, Spoken):
+                spoken.add(_conversation_key(record), _pack(record))
+                continue
+            fresh.append(
+                source.example(
+                    record.turns,
+                    record.tenant,
+                    # Equal lines are of one session, whichever line is met first.
+                    record.session or f"record {digest.hex()}",
+                    number,
+                    record.memory_ids,
+                    record.reward,
+                )
+            )
+            digests.append(digest)
+            waiting[digest] = []
+            if len(fresh) == BATCH:
+                judge()
+        judge()
+        source.end()
+        spoken.flush()
+    return ledger
+
+
+def _conversation_key(spoken: Spoken) -> bytes:
+    return hashlib.sha256(f"{spoken.tenant}\0{spoken.conversation}".encode()).digest()
+
+
+def _converse(work: _Work, bucket: int) -> Ledger:
+    """Pass 2: the conversations of a bucket."""
+    with work.ledger(f"2-{bucket:08}") as ledger:
+        frames = [(key, _unpack_spoken(body)) for key, body in work.spool("spoken").read(bucket)]
+        frames.sort(key=lambda frame: (frame[0], frame[1].occurred_at, frame[1].memory_id, frame[1].line))
+        source = _Source(work, ledger)
+        start = 0
+        for end in range(1, len(frames) + 1):
+            if end == len(frames) or frames[end][0] != frames[start][0]:
+                _converse_one(source, ledger, [spoken for _, spoken in frames[start:end]])
+                start = end
+        source.end()
+    return ledger
+
+
+def _converse_one(source: _Source, ledger: Ledger, spoken: list[Spoken]) -> None:
+    tenant, conversation = spoken[0].tenant, spoken[0].conversation
+    whose = source.pseudonyms.tenant(tenant), source.pseudonyms.session(tenant, conversation)
+    once: list[Spoken] = []
+    for one in spoken:
+        if once and _same(once[-1], one):
+            ledger.came[whose[0]] += 1
+            ledger.refuse(one.line, READ, f"the memory of line {once[-1].line} again", *whose)
+        else:
+            once.append(one)
+    try:
+        assembled = assemble(once)
+    except NoExample as error:
+        ledger.came[whose[0]] += 1
+        ledger.refuse(min(one.line for one in once), READ, str(error), *whose)
+        return
+    source.keep(
+        [
+            source.example(
+                turns,
+                tenant,
+                conversation or f"memory {said[-1].memory_id}",
+                min(one.line for one in said),
+                [one.memory_id for one in said],
+                next((one.reward for one in said if one.reward is not None), None),
+            )
+            for turns, said in assembled
+        ]
+    )
+
+
+def _same(one: Spoken, other: Spoken) -> bool:
+    return (one.occurred_at, one.memory_id, one.speaker, one.text) == (
+        other.occurred_at,
+        other.memory_id,
+        other.speaker,
+        other.text,
+    )
+
+
+def _sort(work: _Work, bucket: int) -> tuple[Ledger, int]:
+    """Pass 3: the examples of a bucket in order, each content once, with their signatures."""
+    full: list[tuple[bytes, float, str, str, int, Example]] = []
+    repeats: list[tuple[bytes, int, str, str]] = []
+    for digest, body in work.spool("examples").read(bucket):
+        if body[:1] == b"\x00":
+            repeats.append((digest, *_unpack_again(body[1:])))
+        else:
+            example = _unpack(body)
+            full.append(
+                (digest, -(example.reward or 0.0), example.session, example.tenant, example.line, example)
+            )
+    full.sort(key=lambda entry: entry[:5])
+    with work.ledger(f"3-{bucket:08}") as ledger:
+        exact = ExactDuplicates()
+        kept: list[Frame] = []
+        examples: list[Example] = []
+        refused = [(digest, line, tenant, session) for digest, line, tenant, session in repeats]
+        for entry, outcome in zip(full, exact.judge([entry[5] for entry in full]), strict=True):
+            if isinstance(outcome, Example):
+                kept.append((entry[0], _pack(outcome)))
+                examples.append(outcome)
+            else:
+                refused.append((entry[0], entry[4], entry[3], entry[2]))
+        refused.sort()
+        for digest, line, tenant, session in refused:
+            ledger.refuse(line, EXACT, again(digest), tenant, session)
+    del full
+    write_frames(work.scratch / "sorted" / f"{bucket:05}", kept)
+    numbers, keys, rewards = (work.scratch / "sorted" / f"{bucket:05}.{what}" for what in ("s", "k", "r"))
+    computed = [
+        signatures([example.text for example in examples[start : start + BATCH]])
+        for start in range(0, len(examples), BATCH)
+    ]
+    matrix = np.concatenate([np.empty((0, NUMBERS), np.uint32), *computed])
+    matrix.tofile(numbers)
+    bands(matrix).tofile(keys)
+    np.array([example.reward or 0.0 for example in examples], np.float64).tofile(rewards)
+    return ledger, len(kept)
+
+
+def _find_near(work: _Work, counts: Sequence[int]) -> None:
+    """Between passes: near duplicates among all examples, a band at a time."""
+    folder, total = work.scratch / "sorted", sum(counts)
+    stay, threshold = work.scratch / "stay", work.plan.near_duplicate
+    if not total or threshold is None:
+        np.empty((0, 2), np.int64).tofile(stay)
+        return
+    with (folder / "signatures").open("wb") as joined:
+        for bucket in range(len(counts)):
+            part = folder / f"{bucket:05}.s"
+            joined.write(part.read_bytes())
+            part.unlink()
+    paths = [folder / f"band-{band:02}" for band in range(BANDS)]
+    for band, path in enumerate(paths):
+        with path.open("wb") as joined:
+            for bucket, count in enumerate(counts):
+                part = folder / f"{bucket:05}.k"
+                joined.write(np.fromfile(part, np.uint64, count, offset=8 * count * band).tobytes())
+    rewards = np.concatenate([np.fromfile(folder / f"{bucket:05}.r") for bucket in range(len(counts))])
+    numbers = np.memmap(folder / "signatures", np.uint32, "r", shape=(total, NUMBERS))
+    left_out, stays = near_duplicates(numbers, paths, rewards, threshold)
+    np.stack((left_out, stays), axis=1).tofile(stay)
+    digests = _digests_at(work, counts, np.unique(stays))
+    (work.scratch / "stay-digests").write_bytes(_pack(digests))
+
+
+def _digests_at(work: _Work, counts: Sequence[int], places: np.ndarray[Any, Any]) -> dict[int, str]:
+    wanted = set(places.tolist())
+    digests, place = {}, 0
+    for bucket, count in enumerate(counts):
+        if wanted and any(place <= one < place + count for one in wanted):
+            for offset, (key, _) in enumerate(read_frames(work.scratch / "sorted" / f"{bucket:05}")):
+                if place + offset in wanted:
+                    digests[place + offset] = key.hex()[:16]
+        place += count
+    return digests
+
+
+def _unlike(work: _Work, bucket: int, first: int) -> tuple[NearDuplicates, list[Example]]:
+    """The examples of a bucket in order, and the stage that leaves out near duplicates."""
+    examples = [_unpack(body) for _, body in read_frames(work.scratch / "sorted" / f"{bucket:05}")]
+    stay = np.fromfile(work.scratch / "stay", np.int64).reshape(-1, 2)
+    begin, end = np.searchsorted(stay[:, 0], [first, first + len(examples)])
+    mine = stay[begin:end]
+    path = work.scratch / "stay-digests"
+    digests = msgspec.msgpack.decode(path.read_bytes(), type=dict[int, str]) if len(mine) else {}
+    return NearDuplicates(first, mine[:, 0], [digests[place] for place in mine[:, 1].tolist()]), examples
+
+
+def _hold_out(work: _Work, part: tuple[int, int]) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """What the validation split of a bucket holds."""
+    near, examples = _unlike(work, *part)
+    kept = (example for example in near.judge(examples) if isinstance(example, Example))
+    return held_out_hashes(texts_of(kept))
+
+
+@dataclass
+class _Finished:
+    """What pass 4 counted in one bucket."""
+
+    ledger: Ledger
+    kept: Counter[str] = field(default_factory=Counter)
+    tokens: Counter[str] = field(default_factory=Counter)
+    splits: Counter[Split] = field(default_factory=Counter)
+    split_tokens: Counter[Split] = field(default_factory=Counter)
+    lengths: list[int] = field(default_factory=lambda: [0] * (len(HISTOGRAM) + 1))
+    over_window: int = 0
+    redacted: Counter[str] = field(default_factory=Counter)
+
+    def into(self, built: Built) -> None:
+        built.ledger.add(self.ledger)
+        built.redacted += self.redacted
+        for tenant, count in self.kept.items():
+            examples, tokens = built.kept.get(tenant, (0, 0))
+            built.kept[tenant] = (examples + count, tokens + self.tokens[tenant])
+        for split, count in self.splits.items():
+            rows, numbered = built.splits.get(split, (0, 0))
+            more = None if built.tokens is None else (numbered or 0) + self.split_tokens[split]
+            built.splits[split] = (rows + count, more)
+        built.lengths = [one + other for one, other in zip(built.lengths, self.lengths, strict=True)]
+        built.over_window += self.over_window
+
+
+def _finish(work: _Work, part: tuple[int, int]) -> _Finished:
+    """Pass 4: the last stages."""
+    plan, (bucket, first) = work.plan, part
+    tokens = None if plan.tokenizer is None else _tokens(plan.tokenizer)
+    near, examples = _unlike(work, bucket, first)
+    stages: tuple[Stage, ...] = (
+        near,
+        Decontaminate(load(work.scratch / "held-out"), work.sessions),
+        Rewarded(plan.least_reward),
+        Length(tokens, plan.window, plan.most_characters),
+    )
+    kept: list[Frame] = []
+    with work.ledger(f"4-{bucket:08}") as ledger:
+        finished = _Finished(ledger)
+        for start in range(0, len(examples), BATCH):
+            for outcome in sieve(stages, examples[start : start + BATCH], ledger):
+                if isinstance(outcome, Example):
+                    kept.append((_ANY, _pack(outcome)))
+                    count = len(outcome.tokens) // tokens.dtype.itemsize if tokens else 0
+                    length = count if tokens else sum([len(turn.content) for turn in outcome.turns])
+                    finished.redacted += placeholders(outcome.text)
+                    finished.kept[outcome.tenant] += 1
+                    finished.tokens[outcome.tenant] += count
+                    finished.splits[outcome.split] += 1
+                    finished.split_tokens[outcome.split] += count
+                    finished.lengths[int(np.searchsorted(HISTOGRAM, length))] += 1
+                    finished.over_window += count > plan.window
+    write_frames(work.scratch / "final" / f"{bucket:05}", kept)
+    return finished
+
+
+def _final(work: _Work) -> Iterator[Example]:
+    for bucket in range(work.buckets):
+        for _, body in read_frames(work.scratch / "final" / f"{bucket:05}"):
+            yield _unpack(body)
+
+
+def _format(work: _Work, name: str) -> list[FileEntry]:
+    """Write one format."""
+    plan = work.plan
+    tokens = None if plan.tokenizer is None else _tokens(plan.tokenizer)
+    return write_all([name], Target(work.scratch / "out", tokens, plan.zstd, plan.shard_rows), _final(work))
+
+
+def _rejects(work: _Work, pieces: int) -> Path:
+    """All refusals in one file, in the order of the parts."""
+    path = work.scratch / "out" / "rejects.jsonl.zst"
+    with (
+        path.open("wb") as file,
+        zstandard.ZstdCompressor(level=3).stream_writer(file, closefd=False) as packed,
+    ):
+        for part in sorted(work.refusals("").iterdir()):
+            packed.write(part.read_bytes())
+    return path
