@@ -21,7 +21,13 @@ from somabrain_dagster.learning.weights import NAMES, RETRIEVAL, UTILITY, to_uni
 from somabrain_dagster.store.adaptation import read_configurations
 from somabrain_dagster.store.corpora import CorpusCounts, corpus_counts
 from somabrain_dagster.store.database import DatabaseUnreachable
-from somabrain_dagster.store.gauges import TenantGauges, read_adjustments, read_gauges
+from somabrain_dagster.store.gauges import (
+    ChainCounts,
+    TenantGauges,
+    read_adjustments,
+    read_chain_counts,
+    read_gauges,
+)
 from somabrain_dagster.store.working_memory import WorkingMemoryUnavailable
 
 if TYPE_CHECKING:
@@ -195,6 +201,7 @@ class _Gauges(Collector):
                 tenants, others = read_gauges(connection, self._most_tenants)
                 service.states.know(read_configurations(connection))
                 adjustments = read_adjustments(connection, self._most_tenants, OTHERS)
+                chain = read_chain_counts(connection)
                 corpora = corpus_counts(connection, self._most_tenants, OTHERS)
         except DatabaseUnreachable:
             yield _one("somabrain_postgres_up", "Whether Postgres answered the scrape.", 0)
@@ -212,6 +219,7 @@ class _Gauges(Collector):
         for tenant_id, cause, count in adjustments:
             supervised.add_metric([tenant_id, cause], count)
         yield supervised
+        yield from _of_chain(chain)
         yield from _of_corpora(corpora)
 
 
@@ -225,6 +233,23 @@ def _working_memory(service: "Service", tenants: list[TenantGauges]) -> Iterable
     except WorkingMemoryUnavailable:
         return
     yield family
+
+
+def _of_chain(counts: ChainCounts) -> Iterable[Metric]:
+    for name, text, label, counted in (
+        ("dagster_run_failures", "Runs of Dagster that failed, by job.", "job", counts.failed_runs),
+        ("proposals", "Proposals of weights, by outcome.", "outcome", counts.proposals),
+        ("canary_looks", "Looks at canaries, by what they decided.", "action", counts.looks),
+        ("promotions", "Promotions, by what they did.", "kind", counts.promotions),
+    ):
+        family = CounterMetricFamily(f"somabrain_{name}", text, labels=[label])
+        for value, count in counted.items():
+            family.add_metric([value], count)
+        yield family
+    experiments = GaugeMetricFamily("somabrain_experiments", "Experiments, by status.", labels=["status"])
+    for status, count in counts.experiments.items():
+        experiments.add_metric([status], count)
+    yield experiments
 
 
 def _of_corpora(corpora: list[CorpusCounts]) -> Iterable[Metric]:

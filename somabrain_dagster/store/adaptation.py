@@ -168,7 +168,7 @@ def create_tenants(
 ) -> list[str]:
     """Create tenants that do not exist yet, each with version 0 of its weights: the configured starts.
 
-    Where something is promoted, version 1 is that.
+    Where something else is promoted, version 1 is that.
 
     Args:
         connection: an operator's transaction.
@@ -254,7 +254,7 @@ def create_tenants(
 
     start = own.start_nanos.tolist()
     changes = [constant(name, 0, START, start, None, SHIPPED_SCALES) for name in names]
-    if adopted is not None:
+    if adopted is not None and (adopted[1] != start or scale_version != SHIPPED_SCALES):
         promotion, weights, _ = adopted
         kept = np.clip(np.array(weights, dtype=np.int64), own.low_nanos, own.high_nanos).tolist()
         brought = None if scale_version == SHIPPED_SCALES else scale_version

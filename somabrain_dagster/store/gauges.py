@@ -1,7 +1,7 @@
 """What is so of many tenants at once, for metrics."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 
 from somabrain_dagster.learning.neuromodulators import LEVELS
 from somabrain_dagster.store.database import Connection
@@ -87,3 +87,48 @@ def read_adjustments(connection: Connection, most: int, others: str) -> list[tup
         (most, others),
     )
     return [(name, cause, count) for name, cause, count in rows]
+
+
+@dataclass(frozen=True)
+class ChainCounts:
+    """How much the learning chain did, each by what came of it.
+
+    Attributes:
+        failed_runs: of Dagster, by job.
+        proposals: accepted and refused.
+        experiments: by status.
+        looks: at canaries, by action.
+        promotions: promoted, and undone.
+    """
+
+    failed_runs: Mapping[str, int]
+    proposals: Mapping[str, int]
+    experiments: Mapping[str, int]
+    looks: Mapping[str, int]
+    promotions: Mapping[str, int]
+
+
+def read_chain_counts(connection: Connection) -> ChainCounts:
+    """What the learning chain did.
+
+    Args:
+        connection: an operator's transaction.
+    """
+    counted: dict[str, dict[str, int]] = {field.name: {} for field in fields(ChainCounts)}
+    rows = connection.execute(
+        """
+        SELECT 'failed_runs', body ->> 'job', count(*) FROM audit_events
+        WHERE tenant_id = '_system' AND action = 'run_failed' GROUP BY 2
+        UNION ALL
+        SELECT 'proposals', CASE WHEN accepted THEN 'accepted' ELSE 'refused' END, count(*)
+        FROM parameter_proposals GROUP BY 2
+        UNION ALL SELECT 'experiments', status, count(*) FROM experiments GROUP BY 2
+        UNION ALL SELECT 'looks', action, count(*) FROM canary_looks GROUP BY 2
+        UNION ALL
+        SELECT 'promotions', CASE WHEN reverts IS NULL THEN 'promoted' ELSE 'undone' END, count(*)
+        FROM promotions GROUP BY 2
+        """
+    )
+    for what, label, count in rows:
+        counted[what][label] = count
+    return ChainCounts(**counted)
