@@ -8,9 +8,11 @@ from typing import Any
 import httpx
 import pytest
 
+from somabrain_dagster.learning.configuration import LearningConfiguration
 from somabrain_dagster.learning.weights import from_names
 from somabrain_dagster.store.adaptation import read_state
-from tests.serving.running import Running
+from somabrain_dagster.store.promotions import undo_promotion
+from tests.serving.running import Running, until
 
 Tenant = tuple[str, str]
 
@@ -152,6 +154,9 @@ def test_what_is_promoted_shifts_every_tenant(service: Running, tenant: Tenant) 
         promoted = operator.put("/config/weights", json={"alpha": alpha}).json()
         shifted = client.get("/context/adaptation/state").json()
         forbidden = client.put("/config/weights", json={"alpha": alpha})
+        with service.database.as_operator() as connection:
+            undo_promotion(connection, LearningConfiguration(), "tests")
+        until(lambda: client.get("/context/adaptation/state").json()["nanos"] == state["nanos"])
     assert promoted["version"] == before["version"] + 1
     assert promoted["weights"] == {**before["weights"], "alpha": alpha}
     assert shifted["nanos"][0] == state["nanos"][0] + 125_000_000
