@@ -56,7 +56,7 @@ class Performance:
 
     cast: Cast = field(default_factory=Cast)
     collecting: float = 0.25
-    batch: int = 150
+    batch: int = 200
     afterwards: int = 150
     canary_minutes: float | None = None
 
@@ -177,6 +177,8 @@ class Show:
         """Let the sensors do what they find to be due."""
         for looks in ticks.settle():
             self._story.tell(looks)
+            if self._story.ending is not None:
+                return
 
     def _play(self, batch: Sequence[Session], phase: str) -> None:
         began = time.monotonic()
