@@ -50,13 +50,13 @@ class Performance:
         collecting: the share of each tenant's sessions, the first ones, before the chain begins.
         batch: sessions between two looks at the sensors.
         afterwards: sessions, the last ones, that are kept for what comes after a promotion.
-        canary_minutes: how long a canary's hours last; None for half as long again as all the traffic that is
-            left when the collecting ends should take.
+        canary_minutes: how long a canary's hours last; None for as long as all that is left when the
+            collecting ends should take, of which the canary has the greater part.
     """
 
     cast: Cast = field(default_factory=Cast)
     collecting: float = 0.25
-    batch: int = 150
+    batch: int = 400
     afterwards: int = 150
     canary_minutes: float | None = None
 
@@ -87,14 +87,19 @@ def run(settings: Settings, performance: Performance, console: Console, progress
         instance = stack.enter_context(instance_in(dagster_home.prepare(own, running)))
         story = Story(database, console)
         show = Show(stack.enter_context(traffic), performance, story, progress)
+
+        def ticks(canary: CanarySettings) -> Ticks:
+            own = own_settings(settings, canary)
+            return Ticks(build_definitions(own), instance, Brain(own, database, snapshots))
+
         rest = show.begin()
+        show.let(ticks(settings.canary))
         canary = shortened(settings.canary, performance, show.expected_seconds(rest))
         looks = ", ".join(f"{hour * 60:.3g}" for hour in canary.hours)
         story.say(
             f"a canary's {settings.canary.hours[-1]:g} h are shortened: it is looked at after {looks} min"
         )
-        own = own_settings(settings, canary)
-        show.go_on(Ticks(build_definitions(own), instance, Brain(own, database, snapshots)), rest)
+        show.go_on(ticks(canary), rest)
         with database.snapshot() as connection:
             return verify(connection)
 
@@ -112,8 +117,8 @@ def own_settings(settings: Settings, canary: CanarySettings) -> Settings:
 
 
 def shortened(canary: CanarySettings, performance: Performance, seconds: float) -> CanarySettings:
-    """A canary with the same looks in less time, which traffic of so many seconds fits into."""
-    minutes = performance.canary_minutes or max(LEAST_MINUTES, math.ceil(1.5 * seconds / 60))
+    """A canary with the same looks in less time: in so many seconds, as whole minutes."""
+    minutes = performance.canary_minutes or max(LEAST_MINUTES, math.ceil(seconds / 60))
     return canary.model_copy(
         update={"hours": tuple(hour / canary.hours[-1] * minutes / 60 for hour in canary.hours)}
     )
@@ -126,7 +131,7 @@ class Show:
         """Do nothing yet."""
         self._traffic, self._performance = traffic, performance
         self._story, self._progress = story, progress
-        self._seconds, self._recalls = 0.0, 0
+        self._seconds, self._recalls, self._settling = 0.0, 0, 0.0
 
     def begin(self) -> list[Session]:
         """Keep the memories, and collect feedback; the sessions that are left, in order."""
@@ -146,19 +151,28 @@ class Show:
             f"many feedback events, {self._recalls / self._seconds:.0f} of each a second; top-1 "
             f"{story.top1(COLLECTING):.3f}"
         )
+        story.title("What the chain does")
         return rest
 
+    def let(self, ticks: Ticks) -> None:
+        """Let the sensors do what they find to be due."""
+        began = time.monotonic()
+        for looks in ticks.settle():
+            self._story.tell(looks)
+            if self._story.ending is not None:
+                break
+        self._settling = time.monotonic() - began
+
     def expected_seconds(self, sessions: Sequence[Session]) -> float:
-        """How long the traffic of some sessions takes, at the rate so far."""
-        return sum(len(session.turns) for session in sessions) * self._seconds / self._recalls
+        """How long some sessions take at the rate so far, with what the sensors do between batches."""
+        traffic = sum(len(session.turns) for session in sessions) * self._seconds / self._recalls
+        return traffic + math.ceil(len(sessions) / self._performance.batch) * self._settling
 
     def go_on(self, ticks: Ticks, rest: Sequence[Session]) -> None:
         """Let the chain run beside the other sessions, until it ends or they do."""
         story = self._story
-        story.title("What the chain does")
         kept = max(len(rest) - self._performance.afterwards, 0)
         coming = batches(rest[:kept], self._performance.batch)
-        self._let(ticks)
         while story.ending is None:
             batch = next(coming, None)
             if batch is not None:
@@ -167,16 +181,11 @@ class Show:
                 time.sleep(WAIT_SECONDS)
             else:
                 break
-            self._let(ticks)
+            self.let(ticks)
         left = sum(map(len, coming))
         if story.promoted:
             self._play(rest[kept:], AFTERWARDS)
         story.end(left)
-
-    def _let(self, ticks: Ticks) -> None:
-        """Let the sensors do what they find to be due."""
-        for looks in ticks.settle():
-            self._story.tell(looks)
 
     def _play(self, batch: Sequence[Session], phase: str) -> None:
         began = time.monotonic()

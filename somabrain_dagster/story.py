@@ -112,7 +112,7 @@ class Story:
             if self._new(f"promotion {promotion.version}"):
                 self._tell_promotion(promotion, runs)
         self.promoted = bool(promotions)
-        self.ending = self._ending(proposals)
+        self.ending = self.ending or self._ending(proposals, experiments, canaries)
 
     def _new(self, what: str) -> bool:
         """Whether it was not told before."""
@@ -120,23 +120,29 @@ class Story:
         self._told.add(what)
         return new
 
-    def _ending(self, proposals: Sequence[StoredProposal]) -> str | None:
-        experiment, canary = self._experiment, self._canary
+    def _ending(
+        self,
+        proposals: Sequence[StoredProposal],
+        experiments: Sequence[Experiment],
+        canaries: Sequence[Canary],
+    ) -> str | None:
+        """What the chain came to; what it began since, as it would go on by itself, does not count."""
         if self.promoted:
             return "PROMOTED"
-        if self.phase != BETWEEN:
-            return None
-        if canary is not None:
-            action = "HOLD" if canary.status == "held" else "ROLLBACK"
-            return f"{action}: canary {canary.canary_id} ended, {canary.end_reason}"
-        if experiment is not None and experiment.status == "stopped":
-            return f"REFUSED: {experiment.experiment_id} was stopped, {experiment.end_reason}"
-        if experiment is not None and experiment.status == "completed":
-            with self._database.snapshot() as connection:
-                better = read_analysis(connection, experiment.experiment_id).analysis.promoted
-            return None if better else f"REFUSED: {experiment.experiment_id} found no arm that is better"
-        if proposals and not proposals[-1].accepted:
-            return f"REFUSED: proposal {proposals[-1].proposal_id}"
+        for canary in canaries:
+            if canary.status != "running":
+                action = "HOLD" if canary.status == "held" else "ROLLBACK"
+                return f"{action}: canary {canary.canary_id} is over, {canary.end_reason}"
+        for experiment in experiments:
+            if experiment.status == "stopped":
+                return f"REFUSED: {experiment.experiment_id} was stopped, {experiment.end_reason}"
+            if experiment.status == "completed":
+                with self._database.snapshot() as connection:
+                    analysed = read_analysis(connection, experiment.experiment_id)
+                if analysed.analysis.promoted is None:
+                    return f"REFUSED: {experiment.experiment_id} found no arm that is better"
+        if proposals and not any(proposal.accepted for proposal in proposals):
+            return f"REFUSED: proposal {proposals[-1].proposal_id} did not pass its gates"
         return None
 
     def _tell_proposal(self, proposal: StoredProposal, runs: Sequence[Ran]) -> None:
