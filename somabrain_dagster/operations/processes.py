@@ -124,7 +124,8 @@ def _end(running: Sequence["subprocess.Popen[bytes]"]) -> None:
 def _give_way(pid: int) -> None:
     """Lower the priority of a program that leads a session; what it starts has the same."""
     with suppress(ProcessLookupError):
-        os.setpriority(os.PRIO_PROCESS, pid, NICENESS)
+        niceness = os.getpriority(os.PRIO_PROCESS, 0) + NICENESS
+        os.setpriority(os.PRIO_PROCESS, pid, niceness)
     # Linux may schedule by session, and then a process is nice only to those of its own.
     with suppress(OSError):
         Path(f"/proc/{pid}/autogroup").write_text(str(NICENESS))
