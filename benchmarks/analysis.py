@@ -66,17 +66,15 @@ class Timing:
         who: us or a peer.
         what: was done.
         seconds: the best of so many repeats.
-        note: what else was measured of it.
     """
 
     part: str
     who: str
     what: str
     seconds: float
-    note: str = ""
 
     def __str__(self) -> str:
-        return f"{self.seconds:>9.3f} s  {self.who:<14} {self.what}{f' ({self.note})' if self.note else ''}"
+        return f"{self.seconds:>9.3f} s  {self.who:<14} {self.what}"
 
 
 def timed(work: Callable[[], Result], before: Callable[[], None] = lambda: None) -> tuple[float, Result]:

@@ -4,12 +4,15 @@ A series is one number a session, at the session's own time. Kendall's τ_b give
 between exchangeable numbers, and the Theil–Sen line its slope. With r the lag-1 autocorrelation of the
 residuals of that line,
 
-    ρ = clip((n·r + 2) / (n − 4), 0, 0.95)
-    p = 2·Φ̄( Φ̄⁻¹(p₀/2) / √((1 + ρ)/(1 − ρ)) )
+    ρ = clip((n·r + 2) / (n − 4), 0, 0.95)        ν = n·(1 − ρ)/(1 + ρ) − 2, at least 1
+    p = 2·T̄_ν( Φ̄⁻¹(p₀/2) / √((1 + ρ)/(1 − ρ)) )
 
 Autocorrelated noise has (1 + ρ)/(1 − ρ) times the variance of independent noise in such statistics (Bayley &
-Hammersley 1946), and r is biased downward by about (1 + 4ρ)/n (Kendall 1954): hence ρ. The interval of the
-slope is widened by the same factor, so that interval and p-value agree.
+Hammersley 1946), and r is biased downward by about (1 + 4ρ)/n (Kendall 1954): hence ρ. It is an estimate from
+what counts as so many fewer independent numbers, so the tail is Student's with as many degrees of freedom
+less two (Santer et al. 2000), T̄_ν: by the normal tail a small p is far too small, and small ones are what
+the tenants that are judged together come down to. The interval of the slope is widened in the same way, so
+that interval and p-value agree.
 """
 
 from collections.abc import Sequence
@@ -17,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtr, ndtri, stdtr, stdtrit
 from scipy.stats import false_discovery_control, kendalltau, theilslopes
 
 from somabrain_dagster.learning.features import Floats
@@ -172,13 +175,14 @@ def trend(series: Series) -> Trend:
     residuals = series.values - (intercept + slope * series.times)
     rho = autocorrelation(residuals)
     inflation = np.sqrt((1 + rho) / (1 - rho))
+    degrees = max(n / inflation**2 - 2, 1.0)
     # Given as a tail, not as a confidence: that would round to 1.
-    tails = 2 * float(ndtr(ndtri(0.025) * inflation))
+    tails = 2 * float(ndtr(stdtrit(degrees, 0.025) * inflation))
     _, _, low, high = theilslopes(series.values, series.times, alpha=tails)
     return Trend(
         n=n,
         tau=float(tau),
-        p=2 * float(ndtr(ndtri(max(uncorrected_p, LEAST_P) / 2) / inflation)),
+        p=2 * float(stdtr(degrees, ndtri(max(uncorrected_p, LEAST_P) / 2) / inflation)),
         uncorrected_p=float(uncorrected_p),
         autocorrelation=rho,
         slope=float(slope),

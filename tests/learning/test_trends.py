@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.signal import lfilter
 from scipy.stats import kendalltau, norm, theilslopes
+from scipy.stats import t as student
 from statsmodels.stats.multitest import multipletests
 from statsmodels.tsa.stattools import acf
 
@@ -67,8 +68,9 @@ def test_it_is_kendalls_test_and_theils_line_with_a_corrected_error(n: int, phi:
     assert (found.n, found.tau, found.uncorrected_p) == (n, tau, uncorrected)
     assert found.slope == line.slope
     assert found.autocorrelation == pytest.approx(rho)
-    assert found.p == pytest.approx(2 * norm.sf(norm.isf(uncorrected / 2) / inflation), rel=1e-9)
-    wider = theilslopes(series.values, series.times, alpha=2 * norm.sf(norm.isf(0.025) * inflation))
+    df = max(n * (1 - rho) / (1 + rho) - 2, 1)
+    assert found.p == pytest.approx(2 * student.sf(norm.isf(uncorrected / 2) / inflation, df), rel=1e-9)
+    wider = theilslopes(series.values, series.times, alpha=2 * norm.sf(student.isf(0.025, df) * inflation))
     assert (found.low, found.high) == (wider.low_slope, wider.high_slope)
     assert found.effect == pytest.approx(line.slope * (n - 1) / residuals.std(ddof=2))
 
@@ -79,6 +81,13 @@ def test_autocorrelated_noise_is_seldom_called_a_trend() -> None:
     assert np.mean([one.p < 0.05 for one in found]) <= 0.085
     assert np.mean([one.uncorrected_p < 0.05 for one in found]) > 0.2
     assert np.mean([one.low <= 0 <= one.high for one in found]) > 0.92
+
+
+def test_among_a_hundred_tenants_of_noise_seldom_one_is_acted_upon() -> None:
+    """There the least of a hundred p-values decides, far out in a tail where the normal one is too thin."""
+    groups = [[trend(generated(100 * group + seed, 90, 0.6)) for seed in range(100)] for group in range(20)]
+    acted = [any(one.direction for one in judge(group, TrendRule())) for group in groups]
+    assert np.mean(acted) <= 0.15
 
 
 def test_a_ramp_is_mostly_found() -> None:
@@ -111,7 +120,7 @@ def test_a_p_that_underflows_is_not_certainty() -> None:
     found = trend(over_time((np.arange(MOST_BINS) / MOST_BINS) ** 3))
     assert found.uncorrected_p == 0
     assert found.autocorrelation == 0.95
-    assert 1e-12 < found.p < 1e-6
+    assert 1e-4 < found.p < 1e-2
 
 
 @given(on_a_grid)
