@@ -59,14 +59,14 @@ from somabrain_dagster.corpus.tokens import GPT2, Length, Tokens, tokens_of
 from somabrain_dagster.operations.lines import LONGEST_LINE, read_lines
 from somabrain_dagster.operations.summary import Progress, unwatched
 
-PIECE = 8 << 20
+PIECE = 4 << 20
 """Bytes of input that are read at once; a line is shorter."""
 
-BUCKET = 16 << 20
+BUCKET = 8 << 20
 """Bytes of input whose examples are sorted at once."""
 
 BATCH = 256
-REMEMBERED = 1 << 16
+REMEMBERED = 1 << 14
 """Lines whose outcome a worker remembers, so that the same line is not judged again."""
 
 HISTOGRAM = tuple(1 << power for power in range(4, 17))

@@ -25,7 +25,7 @@ SEED = 1997
 SHINGLE = 3
 """Words in a run."""
 
-_COMPARED = 1 << 16
+_COMPARED = 1 << 12
 """Pairs that are compared at once."""
 
 Signatures = NDArray[np.uint32]

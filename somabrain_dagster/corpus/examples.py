@@ -276,8 +276,8 @@ def _messages(messages: Any) -> list[Turn]:
 def _answered(links: Any) -> int:
     if _is_list(links):
         for link in links:
-            if isinstance(link, dict) and link.get("kind") == "reply" and isinstance(link["target_id"], int):
-                return int(link["target_id"])
+            if isinstance(link, dict) and link.get("kind") == "reply":
+                return _whole(link.get("target_id"), "links[].target_id")
     return 0
 
 
@@ -296,8 +296,8 @@ def _name(value: Any, field: str) -> str:
 def _whole(value: Any, field: str) -> int:
     if value is None:
         return 0
-    if not isinstance(value, int):
-        raise NoExample(f"`{field}` must be a whole number")
+    if not isinstance(value, int) or not 0 <= value < 1 << 63:
+        raise NoExample(f"`{field}` must be a whole number from 0 to 2⁶³ − 1")
     return value
 
 

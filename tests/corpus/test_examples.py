@@ -1,14 +1,19 @@
 """What a record may hold, and what becomes of it."""
 
 import json
+from contextlib import suppress
 from typing import Any
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from somabrain_dagster.corpus.examples import (
     Drawn,
     Example,
     NoExample,
+    Record,
     Spoken,
     Turn,
     assemble,
@@ -18,6 +23,11 @@ from somabrain_dagster.corpus.stages import Normalise
 
 ASKED = {"role": "user", "content": "Where?"}
 SAID = {"role": "assistant", "content": "Here."}
+
+
+FIELDS = st.sampled_from(
+    [*Record.__struct_fields__, "role", "content", "from", "value", "kind", "target_id", "x"]
+)
 
 
 def read(record: Any) -> Drawn | Spoken:
@@ -91,6 +101,26 @@ def test_whose_it_is() -> None:
 def test_what_cannot_be_an_example_says_why(record: Any, why: str) -> None:
     with pytest.raises(NoExample, match=why):
         read(record)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(FIELDS, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(FIELDS, JSON, max_size=6) | st.lists(JSON, max_size=3))
+def test_any_json_is_a_record_or_says_why_not(record: Any) -> None:
+    with suppress(NoExample):
+        found = read(record)
+        if isinstance(found, Spoken):
+            assert msgspec.msgpack.decode(msgspec.msgpack.encode(found), type=Spoken) == found
+
+
+def test_half_a_character_is_refused() -> None:
+    with pytest.raises(NoExample, match="not a record"):
+        read_record(b'{"prompt": "\\ud800", "response": "x"}', 1)
 
 
 def spoken(speaker: str, text: str, **fields: Any) -> Spoken:
