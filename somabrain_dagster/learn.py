@@ -157,8 +157,8 @@ class Show:
     def let(self, ticks: Ticks) -> None:
         """Let the sensors do what they find to be due."""
         began = time.monotonic()
-        for looks in ticks.settle():
-            self._story.tell(looks)
+        for look in ticks.settle():
+            self._story.tell(look.runs)
             if self._story.ending is not None:
                 break
         self._settling = time.monotonic() - began

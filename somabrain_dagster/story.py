@@ -14,7 +14,7 @@ from somabrain_dagster.store.database import Database
 from somabrain_dagster.store.experiments import Experiment, list_experiments, read_analysis
 from somabrain_dagster.store.promotions import Promotion, read_promotions
 from somabrain_dagster.store.proposals import StoredProposal, read_proposals
-from somabrain_dagster.ticks import Look, Ran
+from somabrain_dagster.ticks import Ran
 from somabrain_dagster.traffic import Enacted
 
 COLLECTING, EXPERIMENT, CANARY = "collecting", "experiment", "canary"
@@ -85,9 +85,10 @@ class Story:
         held = (outcome.rewards for (name, _), outcome in self._outcomes.items() if name == phase)
         return float(np.mean([reward for rewards in held for reward in rewards]))
 
-    def tell(self, looks: Sequence[Look]) -> None:
-        """What a look at the sensors brought about."""
-        runs = [run for look in looks for run in look.runs]
+    def tell(self, runs: Sequence[Ran]) -> None:
+        """What some runs brought about."""
+        if not runs:
+            return
         with self._database.snapshot() as connection:
             proposals = read_proposals(connection)[::-1]
             experiments, canaries = list_experiments(connection), list_canaries(connection)

@@ -84,17 +84,15 @@ class Ticks:
             if not isinstance(sensor, dg.RunStatusSensorDefinition)
         ]
 
-    def tick(self) -> list[Look]:
-        """Look at each sensor once."""
-        return [self.look(name) for name in self.sensors]
-
-    def settle(self) -> Iterator[list[Look]]:
-        """Look at all of them again and again, until none asks for a run."""
+    def settle(self) -> Iterator[Look]:
+        """Look at one after the other, again and again, until none of them asks for a run."""
         asked = True
         while asked:
-            looks = self.tick()
-            asked = any(look.runs for look in looks)
-            yield looks
+            asked = False
+            for name in self.sensors:
+                look = self.look(name)
+                asked = asked or bool(look.runs)
+                yield look
 
     def look(self, name: str) -> Look:
         """Look at a sensor once, and make the runs that it asks for.

@@ -75,7 +75,7 @@ class Cast:
 
     people: int = 100
     conversations: int = 120
-    messages: int = 16
+    messages: int = 12
     questions: int = 3
 
 
