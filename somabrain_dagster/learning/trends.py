@@ -34,7 +34,7 @@ LARGEST_AUTOCORRELATION = 0.95
 PLACES = 9
 """Means are rounded to these decimal places, so that sums in another order do not break ties."""
 LEAST_P = float(np.finfo(np.float64).tiny)
-"""A p₀ that underflows counts as this one: a correction by autocorrelation must not start from certainty."""
+"""What underflows counts as this: a correction by autocorrelation must not start from certainty."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,8 +176,8 @@ def trend(series: Series) -> Trend:
     rho = autocorrelation(residuals)
     inflation = np.sqrt((1 + rho) / (1 - rho))
     degrees = max(n / inflation**2 - 2, 1.0)
-    # Given as a tail, not as a confidence: that would round to 1.
-    tails = 2 * float(ndtr(stdtrit(degrees, 0.025) * inflation))
+    # Given as a tail, not as a confidence: that would round to 1. One that underflows is no tail at all.
+    tails = max(2 * float(ndtr(stdtrit(degrees, 0.025) * inflation)), LEAST_P)
     _, _, low, high = theilslopes(series.values, series.times, alpha=tails)
     return Trend(
         n=n,

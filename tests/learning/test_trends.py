@@ -123,6 +123,16 @@ def test_a_p_that_underflows_is_not_certainty() -> None:
     assert 1e-4 < found.p < 1e-2
 
 
+def test_bins_that_hang_together_say_next_to_nothing() -> None:
+    """Generated: thirty bins that wander count as fewer than one, and any slope is possible."""
+    found = [trend(generated(seed, LEAST_BINS, 0.99)) for seed in range(200)]
+    wandering = [one for one in found if one.autocorrelation == 0.95]
+    assert wandering
+    for one in wandering:
+        assert one.p > 0.05
+        assert one.low < 0 < one.high
+
+
 @given(on_a_grid)
 def test_every_number_is_finite_or_an_exact_line(values: Floats) -> None:
     found = trend(over_time(values))
