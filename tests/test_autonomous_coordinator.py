@@ -190,7 +190,7 @@ def test_the_canary_is_looked_at_and_promoted_and_all_tenants_are_served(
 ) -> None:
     complete(life)
     pilot.follow(pilot.tick("experiment_complete"))
-    life.everybody(lambda arm: 0.2 if arm else 0.1)
+    life.everybody(lambda arm: 0.6 if arm else 0.1)
 
     tick = pilot.tick("canary_clock")
     (request,) = tick.requests
@@ -219,7 +219,7 @@ def test_without_autopilot_a_person_decides_each_step(manual: Chain, life: Life)
     )
 
     assert manual.materialise("canary_rollout").success
-    life.everybody(lambda arm: 0.2 if arm else 0.1)
+    life.everybody(lambda arm: 0.6 if arm else 0.1)
     result = manual.follow(manual.tick("canary_clock"))
     assert "PROMOTE" in said_to_have(result, "canary_rollout")
     assert "a person decides" in said_to_have(result, "promoted_weights")

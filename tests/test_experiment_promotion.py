@@ -341,7 +341,7 @@ def test_missing_data_never_promotes(life: Life) -> None:
 def test_only_the_last_look_promotes(life: Life) -> None:
     life.won()
     canary = life.canary()
-    life.everybody(lambda arm: 0.2 if arm else 0.1)
+    life.everybody(lambda arm: 0.6 if arm else 0.1)
     first = life.look(canary, 0)
     assert first.action == "HOLD"
     assert first.decision.reasons == ("look ≥ 2: 1, failed by 1",)
@@ -427,7 +427,7 @@ def test_a_promotion_shifts_every_tenant_in_its_log(life: Life) -> None:
 def test_the_transaction_refuses_what_the_gates_refuse(life: Life, forgery: str, why: str) -> None:
     life.won()
     canary = life.canary()
-    life.everybody(lambda arm: 0.2 if arm else 0.1)
+    life.everybody(lambda arm: 0.6 if arm else 0.1)
     life.look(canary, 0)
     before = vectors(life)
     with life.database.as_owner() as owner:

@@ -214,7 +214,7 @@ def test_activation_is_what_its_formula_says(
         outgoing = sum(w for s, _, w in links if s == j)
         for s, m, w in links:
             if s == j and outgoing > 0:
-                expected[m] += p[j] * w / outgoing
+                expected[m] += p[j] * (w / outgoing)
     np.testing.assert_allclose(activation(similarity, source, target, weight), expected, atol=1e-12)
 
 

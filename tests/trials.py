@@ -135,7 +135,7 @@ class Life:
         """A canary whose last look says PROMOTE."""
         self.won(**knobs)  # type: ignore[arg-type]
         canary = self.canary()
-        self.everybody(lambda arm: 0.2 if arm else 0.1)
+        self.everybody(lambda arm: 0.6 if arm else 0.1)
         looked = self.look(canary, len(canary.rule.hours) - 1)
         assert looked.action == "PROMOTE", looked.decision.reasons
         return canary

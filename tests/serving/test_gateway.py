@@ -1,7 +1,7 @@
 """The gateway's configuration: it lets through what the service has under /memory, by open-source plugins.
 
-Kong itself does not run here. The entities and the plugins' settings are held, field by field and without any
-that Kong does not know, to the schemas of its documentation (Kong Gateway 3.6 and later).
+Kong itself does not run here. The entities and the plugins' settings are held, field by field and without
+any that Kong does not know, to the schemas in Kong's own source (`kong/plugins/*/schema.lua`, July 2026).
 """
 
 import re
@@ -52,7 +52,7 @@ class _Redis(_Entity):
 class _RateLimiting(_Entity):
     second: Positive
     minute: Positive
-    limit_by: Literal["consumer", "credential", "ip", "service", "header", "path", "consumer-group"]
+    limit_by: Literal["consumer", "credential", "ip", "service", "header", "path"]
     policy: Literal["local", "cluster", "redis"]
     redis: _Redis
     fault_tolerant: bool
