@@ -56,7 +56,7 @@ class Performance:
 
     cast: Cast = field(default_factory=Cast)
     collecting: float = 0.25
-    batch: int = 400
+    batch: int = 150
     afterwards: int = 150
     canary_minutes: float | None = None
 
