@@ -28,7 +28,8 @@ from somabrain_dagster.learning.configuration import LearningConfiguration
 from somabrain_dagster.learning.experiments import Analysis, Arm, Plan, analyse, sample_size
 from somabrain_dagster.learning.moments import Moments
 from somabrain_dagster.learning.multiplicity import lord_levels
-from somabrain_dagster.learning.trends import Series, Trend, TrendRule, coarsened, judge, trend
+from somabrain_dagster.learning.trend_rule import TrendRule
+from somabrain_dagster.learning.trends import Series, Trend, coarsened, judge, trend
 from somabrain_dagster.operations.chitchat import read_chitchat, utility
 from somabrain_dagster.operations.scratch import scratch_database
 from somabrain_dagster.settings import Settings

@@ -41,7 +41,8 @@ from somabrain_dagster.learning.policy import Scales
 from somabrain_dagster.learning.pooled_fit import pooled_fit
 from somabrain_dagster.learning.proposal import from_answers
 from somabrain_dagster.learning.sequential import LEAST_UNITS, log_evidence
-from somabrain_dagster.learning.trends import Series, Trend, TrendRule, judge, trend
+from somabrain_dagster.learning.trend_rule import TrendRule
+from somabrain_dagster.learning.trends import Series, Trend, judge, trend
 from somabrain_dagster.learning.weights import RETRIEVAL, to_units
 
 Floats = NDArray[np.float64]

@@ -19,7 +19,7 @@ from somabrain_dagster.learning.canary import CanaryRule
 from somabrain_dagster.learning.configuration import LearningConfiguration
 from somabrain_dagster.learning.experiments import PromotionRule, sample_size
 from somabrain_dagster.learning.guardrails import GuardrailRule
-from somabrain_dagster.learning.trends import TrendRule
+from somabrain_dagster.learning.trend_rule import TrendRule
 
 _PLACES = {
     "service",

@@ -13,7 +13,8 @@ from psycopg import sql
 from scipy.signal import lfilter
 
 from somabrain_dagster.embedded import PostgresServer, ValkeyServer
-from somabrain_dagster.learning.trends import LEAST_BINS, TrendRule, judge, session_means, trend
+from somabrain_dagster.learning.trend_rule import TrendRule
+from somabrain_dagster.learning.trends import LEAST_BINS, judge, session_means, trend
 from somabrain_dagster.operations.chitchat import ChitChat, read_chitchat
 from somabrain_dagster.store.adaptation import create_tenants
 from somabrain_dagster.store.database import Database

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import Bounds, minimize
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from somabrain_dagster.learning.choices import Choices, contributions, gradient, information, likelihood
 from somabrain_dagster.learning.features import Floats
@@ -190,7 +190,7 @@ def cross_validated_gain(
         gains.append(1.0 / rank_of_chosen(test, learned.weights) - 1.0 / rank_of_chosen(test, prior))
     gain = np.concatenate(gains)
     error = gain.std(ddof=1) / np.sqrt(recalls)
-    lower = gain.mean() - student.ppf(confidence, recalls - 1) * error
+    lower = gain.mean() - float(stdtrit(recalls - 1, confidence)) * error
     return Gain(mean=float(gain.mean()), lower=float(lower), recalls=recalls)
 
 

@@ -25,6 +25,7 @@ from scipy.stats import false_discovery_control, kendalltau, theilslopes
 
 from somabrain_dagster.learning.features import Floats
 from somabrain_dagster.learning.gates import Gate
+from somabrain_dagster.learning.trend_rule import TrendRule
 
 LEAST_BINS = 30
 """A shorter series says too little of its own autocorrelation."""
@@ -74,19 +75,6 @@ class Trend:
     low: float
     high: float
     effect: float
-
-
-@dataclass(frozen=True)
-class TrendRule:
-    """When a trend is acted upon.
-
-    Attributes:
-        false_discovery_rate: q must be below it, over all tenants that are judged together.
-        effect: the least size of the effect.
-    """
-
-    false_discovery_rate: float = 0.05
-    effect: float = 0.5
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from somabrain_dagster.learning.trend_rule import TrendRule
 from somabrain_dagster.learning.trends import (
     Series,
     Trend,
-    TrendRule,
     coarsened,
     judge,
     ordered,

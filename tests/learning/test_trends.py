@@ -14,12 +14,12 @@ from scipy.stats import t as student
 from statsmodels.stats.multitest import multipletests
 from statsmodels.tsa.stattools import acf
 
+from somabrain_dagster.learning.trend_rule import TrendRule
 from somabrain_dagster.learning.trends import (
     LEAST_BINS,
     MOST_BINS,
     Series,
     Trend,
-    TrendRule,
     autocorrelation,
     coarsened,
     judge,
