@@ -16,7 +16,7 @@ install: .venv/.installed ## Make the virtual environment from the lock file.
 demo: install ## Import 100 people's real conversations, materialise everything, print a report.
 	@$(BIN)/somabrain demo
 
-learn: install ## The learning chain on real conversations, from an empty brain to a promotion or a no; ten minutes.
+learn: install ## The learning chain on real conversations, from an empty brain to a promotion or a no; a quarter of an hour.
 	@$(BIN)/somabrain learn
 
 up: export SOMABRAIN_SENSOR_INTERVAL_SECONDS ?= 5
