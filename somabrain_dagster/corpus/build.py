@@ -16,7 +16,7 @@ import io
 import multiprocessing
 import os
 import tempfile
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -67,7 +67,7 @@ BUCKET = 8 << 20
 
 BATCH = 256
 REMEMBERED = 1 << 14
-"""Lines whose outcome a worker remembers, so that the same line is not judged again."""
+"""Lines whose outcome a worker remembers, the last met, so that the same line is not judged again."""
 
 HISTOGRAM = tuple(1 << power for power in range(4, 17))
 """Upper edges of the lengths that are counted, in tokens, or in characters where no tokens are."""
@@ -189,7 +189,7 @@ _ANY = bytes(32)
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(Example).decode
 _unpack_spoken = msgspec.msgpack.Decoder(Spoken).decode
-_unpack_again = msgspec.msgpack.Decoder(tuple[int, str, str]).decode
+_unpack_again = msgspec.msgpack.Decoder(tuple[bytes, int, str, str]).decode
 
 
 def build(
@@ -234,7 +234,7 @@ def build(
         work = _Work(
             Path(scratch), source, plan, pseudonyms.key, -(-size // bucket), held_out.sessions, tenants
         )
-        for name in ("refusals", "spoken", "examples", "sorted", "final", "out"):
+        for name in ("refusals", "spoken", "examples", "repeats", "sorted", "final", "out"):
             (work.scratch / name).mkdir()
         try:
             with _pool(workers) as pool:
@@ -318,19 +318,21 @@ def _built(
     if not ledger.came and not ledger.refused:
         raise CannotBuild(f"{work.source} has only blank lines: it must have a record of JSON a line")
 
-    counts = []
-    for counted, count in _each(pool, partial(_sort, work), buckets, told("sorting", work.buckets)):
+    counts = list(_each(pool, partial(_sort, work), buckets, told("sorting", work.buckets)))
+    for counted in _each(pool, partial(_repeats, work), buckets, told("repeats", work.buckets)):
         ledger.add(counted)
-        counts.append(count)
     firsts = np.concatenate(([0], np.cumsum(counts))).astype(int).tolist()
     _find_near(work, counts)
 
-    held = [held_out_hashes(held_out.texts)]
-    if plan.validation:
-        parts = ((bucket, firsts[bucket]) for bucket in buckets)
-        held += _each(pool, partial(_hold_out, work), parts, told("holding out", work.buckets))
-    np.unique(np.concatenate(held)).tofile(work.scratch / "held-out")
-    del held
+    path = work.scratch / "held-out"
+    with path.open("wb") as file:
+        held_out_hashes(held_out.texts).tofile(file)
+        if plan.validation:
+            parts = ((bucket, firsts[bucket]) for bucket in buckets)
+            for hashes in _each(pool, partial(_hold_out, work), parts, told("holding out", work.buckets)):
+                hashes.tofile(file)
+    if path.stat().st_size:
+        np.memmap(path, np.uint64, "r+").sort()
 
     built = Built(ledger, [], {}, {}, [0] * (len(HISTOGRAM) + 1), 0, Counter(), work.scratch / "out", tokens)
     parts = ((bucket, firsts[bucket]) for bucket in buckets)
@@ -392,6 +394,7 @@ class _Source:
         self.pseudonyms = _pseudonyms(work.key)
         self._normalise, self._redact = _first_stages(work.plan)
         self._spool = work.spool("examples")
+        self._repeats = work.spool("repeats")
 
     def example(
         self,
@@ -432,10 +435,17 @@ class _Source:
     def keep_again(self, digest: bytes, line: int, tenant: str, session: str) -> None:
         """Keep that a line says word for word what an earlier one said."""
         self._ledger.came[tenant] += 1
-        self._spool.add(digest, b"\x00" + _pack((line, tenant, session)))
+        _repeat(self._repeats, digest, line, tenant, session)
 
     def end(self) -> None:
         self._spool.flush()
+        self._repeats.flush()
+
+
+def _repeat(spool: Spool, digest: bytes, line: int, tenant: str, session: str) -> None:
+    # Spread by line: one content may be repeated any number of times.
+    spread = hashlib.sha256(line.to_bytes(8, "big")).digest()
+    spool.add(spread, _pack((digest, line, tenant, session)))
 
 
 @lru_cache(2)
@@ -453,9 +463,9 @@ _Outcome = tuple[bytes, str, str] | tuple[str, str, str, str]
 
 
 @lru_cache(1)
-def _remembered(scratch: Path) -> dict[bytes, _Outcome]:
+def _remembered(scratch: Path) -> OrderedDict[bytes, _Outcome]:
     """What this process remembers of lines, for one build."""
-    return {}
+    return OrderedDict()
 
 
 def _read(work: _Work, piece: _Piece) -> Ledger:
@@ -474,8 +484,9 @@ def _read(work: _Work, piece: _Piece) -> Ledger:
             for digest, example, outcome in zip(digests, fresh, source.keep(fresh), strict=True):
                 whose = (example.tenant, example.session)
                 result: _Outcome = (outcome, *whose) if isinstance(outcome, bytes) else (*outcome, *whose)
-                if len(remembered) < REMEMBERED:
-                    remembered[digest] = result
+                remembered[digest] = result
+                if len(remembered) > REMEMBERED:
+                    remembered.popitem(last=False)
                 for line in waiting.pop(digest, ()):
                     once_more(result, line)
             fresh.clear()
@@ -498,6 +509,7 @@ def _read(work: _Work, piece: _Piece) -> Ledger:
                 continue
             digest = hashlib.blake2b(one.content, digest_size=16).digest()
             if (known := remembered.get(digest)) is not None:
+                remembered.move_to_end(digest)
                 once_more(known, number)
                 continue
             if digest in waiting:
@@ -596,53 +608,63 @@ def _same(one: Spoken, other: Spoken) -> bool:
     )
 
 
-def _sort(work: _Work, bucket: int) -> tuple[Ledger, int]:
-    """Pass 3: the examples of a bucket in order, each content once, with their signatures."""
+def _sort(work: _Work, bucket: int) -> int:
+    """Pass 3: the examples of a bucket in order, each content once, with their signatures; how many."""
     full: list[tuple[bytes, float, str, str, int, Example]] = []
-    repeats: list[tuple[bytes, int, str, str]] = []
     for digest, body in work.spool("examples").read(bucket):
-        if body[:1] == b"\x00":
-            repeats.append((digest, *_unpack_again(body[1:])))
-        else:
-            example = _unpack(body)
-            full.append(
-                (digest, -(example.reward or 0.0), example.session, example.tenant, example.line, example)
-            )
+        example = _unpack(body)
+        full.append(
+            (digest, -(example.reward or 0.0), example.session, example.tenant, example.line, example)
+        )
     full.sort(key=lambda entry: entry[:5])
-    with work.ledger(f"3-{bucket:08}") as ledger:
-        exact = ExactDuplicates()
-        kept: list[Frame] = []
-        examples: list[Example] = []
-        refused = [(digest, line, tenant, session) for digest, line, tenant, session in repeats]
-        for entry, outcome in zip(full, exact.judge([entry[5] for entry in full]), strict=True):
-            if isinstance(outcome, Example):
-                kept.append((entry[0], _pack(outcome)))
-                examples.append(outcome)
-            else:
-                refused.append((entry[0], entry[4], entry[3], entry[2]))
-        refused.sort()
-        for digest, line, tenant, session in refused:
-            ledger.refuse(line, EXACT, again(digest), tenant, session)
+    exact = ExactDuplicates()
+    kept: list[Frame] = []
+    examples: list[Example] = []
+    repeats = work.spool("repeats")
+    for entry, outcome in zip(full, exact.judge([entry[5] for entry in full]), strict=True):
+        if isinstance(outcome, Example):
+            kept.append((entry[0], _pack(outcome)))
+            examples.append(outcome)
+        else:
+            _repeat(repeats, entry[0], entry[4], entry[3], entry[2])
     del full
+    repeats.flush()
     write_frames(work.scratch / "sorted" / f"{bucket:05}", kept)
-    numbers, keys, rewards = (work.scratch / "sorted" / f"{bucket:05}.{what}" for what in ("s", "k", "r"))
     computed = [
         signatures([example.text for example in examples[start : start + BATCH]])
         for start in range(0, len(examples), BATCH)
     ]
     matrix = np.concatenate([np.empty((0, NUMBERS), np.uint32), *computed])
-    matrix.tofile(numbers)
-    bands(matrix).tofile(keys)
-    np.array([example.reward or 0.0 for example in examples], np.float64).tofile(rewards)
-    return ledger, len(kept)
+    known = {
+        "s": matrix,
+        "k": bands(matrix),
+        "r": np.array([example.reward or 0.0 for example in examples], np.float64),
+        "d": np.frombuffer(b"".join([digest[:8] for digest, _ in kept]), ">u8"),
+    }
+    for what, array in known.items():
+        array.tofile(work.scratch / "sorted" / f"{bucket:05}.{what}")
+    return len(kept)
+
+
+def _repeats(work: _Work, bucket: int) -> Ledger:
+    """Still pass 3: a share of the exact duplicates, whatever they repeat."""
+    with work.ledger(f"3-{bucket:08}") as ledger:
+        for _, body in sorted(work.spool("repeats").read(bucket)):
+            digest, line, tenant, session = _unpack_again(body)
+            ledger.refuse(line, EXACT, again(digest), tenant, session)
+    return ledger
 
 
 def _find_near(work: _Work, counts: Sequence[int]) -> None:
-    """Between passes: near duplicates among all examples, a band at a time."""
+    """Between passes: near duplicates among all examples, a band at a time.
+
+    `near` holds the place of each one to leave out, in order, and the beginning of the digest of the one that
+    stays instead.
+    """
     folder, total = work.scratch / "sorted", sum(counts)
-    stay, threshold = work.scratch / "stay", work.plan.near_duplicate
+    near, threshold = work.scratch / "near", work.plan.near_duplicate
     if not total or threshold is None:
-        np.empty((0, 2), np.int64).tofile(stay)
+        near.touch()
         return
     with (folder / "signatures").open("wb") as joined:
         for bucket in range(len(counts)):
@@ -655,35 +677,21 @@ def _find_near(work: _Work, counts: Sequence[int]) -> None:
             for bucket, count in enumerate(counts):
                 part = folder / f"{bucket:05}.k"
                 joined.write(np.fromfile(part, np.uint64, count, offset=8 * count * band).tobytes())
-    rewards = np.concatenate([np.fromfile(folder / f"{bucket:05}.r") for bucket in range(len(counts))])
-    numbers = np.memmap(folder / "signatures", np.uint32, "r", shape=(total, NUMBERS))
-    left_out, stays = near_duplicates(numbers, paths, rewards, threshold)
-    np.stack((left_out, stays), axis=1).tofile(stay)
-    digests = _digests_at(work, counts, np.unique(stays))
-    (work.scratch / "stay-digests").write_bytes(_pack(digests))
-
-
-def _digests_at(work: _Work, counts: Sequence[int], places: np.ndarray[Any, Any]) -> dict[int, str]:
-    wanted = set(places.tolist())
-    digests, place = {}, 0
-    for bucket, count in enumerate(counts):
-        if wanted and any(place <= one < place + count for one in wanted):
-            for offset, (key, _) in enumerate(read_frames(work.scratch / "sorted" / f"{bucket:05}")):
-                if place + offset in wanted:
-                    digests[place + offset] = key.hex()[:16]
-        place += count
-    return digests
+    rewards, digests = (
+        np.concatenate([np.fromfile(folder / f"{bucket:05}.{what}", of) for bucket in range(len(counts))])
+        for what, of in (("r", np.float64), ("d", ">u8"))
+    )
+    left_out, stays = near_duplicates(folder / "signatures", paths, rewards, threshold)
+    np.stack((left_out.astype(np.uint64), digests[stays]), axis=1).tofile(near)
 
 
 def _unlike(work: _Work, bucket: int, first: int) -> tuple[NearDuplicates, list[Example]]:
     """The examples of a bucket in order, and the stage that leaves out near duplicates."""
     examples = [_unpack(body) for _, body in read_frames(work.scratch / "sorted" / f"{bucket:05}")]
-    stay = np.fromfile(work.scratch / "stay", np.int64).reshape(-1, 2)
-    begin, end = np.searchsorted(stay[:, 0], [first, first + len(examples)])
-    mine = stay[begin:end]
-    path = work.scratch / "stay-digests"
-    digests = msgspec.msgpack.decode(path.read_bytes(), type=dict[int, str]) if len(mine) else {}
-    return NearDuplicates(first, mine[:, 0], [digests[place] for place in mine[:, 1].tolist()]), examples
+    near = load(work.scratch / "near").reshape(-1, 2)
+    begin, end = np.searchsorted(near[:, 0], np.array([first, first + len(examples)], np.uint64))
+    left_out, stays = near[begin:end].T
+    return NearDuplicates(first, left_out, [f"{digest:016x}" for digest in stays.tolist()]), examples
 
 
 def _hold_out(work: _Work, part: tuple[int, int]) -> np.ndarray[Any, np.dtype[np.uint64]]:

@@ -7,6 +7,7 @@ compared by all 128. Clusters are closed transitively; the example with the best
 first in canonical order.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,68 +70,77 @@ def meeting(keys: NDArray[np.uint64]) -> Places:
     """Pairs of places with an equal key: each place with the first one, and with the one before; (m, 2)."""
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
-    same = ordered[1:] == ordered[:-1]
-    if not same.any():
-        return np.empty((0, 2), np.int64)
-    begins = np.concatenate(([True], ~same))
-    first = order[np.maximum.accumulate(np.where(begins, np.arange(len(order)), 0))]
-    later = np.flatnonzero(same) + 1
-    pairs = np.concatenate(
-        (
-            np.stack((first[later], order[later]), axis=1),
-            np.stack((order[later - 1], order[later]), axis=1),
-        )
-    )
-    return np.unique(pairs, axis=0)
+    begins = np.concatenate(([True], ordered[1:] != ordered[:-1]))
+    starts, later = np.flatnonzero(begins), np.flatnonzero(~begins)
+    first = order[starts[np.searchsorted(starts, later) - 1]]
+    before, later = order[later - 1], order[later]
+    apart = before != first
+    return np.concatenate((np.stack((first, later), axis=1), np.stack((before[apart], later[apart]), axis=1)))
 
 
-def alike(numbers: Signatures, pairs: Places, threshold: float) -> Places:
-    """Those of the pairs whose signatures agree in so large a share of their numbers."""
-    kept = []
-    for start in range(0, len(pairs), _COMPARED):
-        some = pairs[start : start + _COMPARED]
-        share = (numbers[some[:, 0]] == numbers[some[:, 1]]).mean(axis=1)
-        kept.append(some[share >= threshold])
-    return np.concatenate(kept) if kept else pairs
+def alike(numbers: Signatures, others: Signatures, threshold: float) -> NDArray[np.bool_]:
+    """Whether each signature agrees with the other in so large a share of their numbers."""
+    found: NDArray[np.bool_] = (numbers == others).mean(axis=1) >= threshold
+    return found
 
 
-def clusters(pairs: Places, rewards: NDArray[np.float64]) -> tuple[Places, Places]:
-    """Whom to leave out, in order, and who stays in the place of each.
+class Clusters:
+    """Examples that belong together; at first each is alone."""
 
-    Args:
-        pairs: near duplicates, (m, 2), places in canonical order.
-        rewards: of every place.
-    """
-    parents: dict[int, int] = {}
+    def __init__(self, count: int) -> None:
+        """Hold so many examples, by their places in canonical order; 8 bytes each."""
+        self._parents: Places = np.arange(count, dtype=np.int64)
+        self._parent = self._parents.data
 
-    def root(place: int) -> int:
-        while (parent := parents.get(place, place)) != place:
-            parents[place] = parents.get(parent, parent)
-            place = parent
+    def apart(self, pairs: Places) -> Places:
+        """Those of the pairs that are not in one cluster yet."""
+        roots = self._roots()
+        found: Places = pairs[roots[pairs[:, 0]] != roots[pairs[:, 1]]]
+        return found
+
+    def join(self, pairs: Places) -> None:
+        """Put each two together, and all that belongs to them."""
+        for one, other in pairs.tolist():
+            low, high = sorted((self._root(one), self._root(other)))
+            self._parent[high] = low
+
+    def _root(self, place: int) -> int:
+        parent = self._parent
+        while (above := int(parent[place])) != place:
+            parent[place] = parent[above]
+            place = int(parent[above])
         return place
 
-    for one, other in pairs.tolist():
-        low, high = sorted((root(one), root(other)))
-        parents[high] = low
-    members: dict[int, list[int]] = {}
-    for place in sorted({place for pair in pairs.tolist() for place in pair}):
-        members.setdefault(root(place), []).append(place)
-    left_out = []
-    for cluster in members.values():
-        best = min(cluster, key=lambda place: (-rewards[place], place))
-        left_out += [(place, best) for place in cluster if place != best]
-    left_out.sort()
-    table = np.array(left_out, dtype=np.int64).reshape(-1, 2)
-    return table[:, 0], table[:, 1]
+    def _roots(self) -> Places:
+        parents = self._parents
+        while ((above := parents[parents]) != parents).any():
+            parents[:] = above
+        return parents
+
+    def left_out(self, rewards: NDArray[np.float64]) -> tuple[Places, Places]:
+        """Whom to leave out, in order, and who stays in the place of each.
+
+        Args:
+            rewards: of every place.
+        """
+        roots = self._roots()
+        others = np.flatnonzero(roots != np.arange(len(roots)))
+        members = np.union1d(others, roots[others])
+        members = members[np.lexsort((members, -rewards[members], roots[members]))]
+        begins = np.diff(roots[members], prepend=-1) != 0
+        best = members[begins][np.cumsum(begins) - 1]
+        table = np.stack((members, best), axis=1)[members != best]
+        table = table[np.argsort(table[:, 0])]
+        return table[:, 0], table[:, 1]
 
 
 def near_duplicates(
-    numbers: Signatures, keys: Sequence[Path], rewards: NDArray[np.float64], threshold: float
+    numbers: Path, keys: Sequence[Path], rewards: NDArray[np.float64], threshold: float
 ) -> tuple[Places, Places]:
     """Find them among all examples.
 
     Args:
-        numbers: their signatures, (n, 128); may be a memory map.
+        numbers: a file of their signatures, (n, 128).
         keys: a file for each band with its n keys.
         rewards: 0 where none is known, (n,).
         threshold: Jaccard similarity from which on two examples are near duplicates.
@@ -138,10 +148,22 @@ def near_duplicates(
     Returns:
         Whom to leave out, in order, and who stays in the place of each.
     """
-    found = []
-    for path in keys:
-        found.append(alike(numbers, meeting(np.fromfile(path, np.uint64)), threshold))
-    return clusters(np.unique(np.concatenate(found), axis=0), rewards)
+    found = Clusters(len(rewards))
+    with numbers.open("rb", buffering=0) as file:
+        for path in keys:
+            pairs = found.apart(meeting(np.fromfile(path, np.uint64)))
+            for start in range(0, len(pairs), _COMPARED):
+                some = pairs[start : start + _COMPARED]
+                one, other = (_signatures_at(file.fileno(), places) for places in some.T)
+                found.join(some[alike(one, other, threshold)])
+    return found.left_out(rewards)
+
+
+def _signatures_at(file: int, places: Places) -> Signatures:
+    """Read one by one: a map of the file would hold more of it the more there is."""
+    size = NUMBERS * np.dtype(np.uint32).itemsize
+    rows = b"".join([os.pread(file, size, size * place) for place in places.tolist()])
+    return np.frombuffer(rows, np.uint32).reshape(-1, NUMBERS)
 
 
 class ExactDuplicates:

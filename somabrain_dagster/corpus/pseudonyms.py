@@ -24,7 +24,7 @@ class Pseudonyms:
         if len(key) < KEY_BYTES:
             raise ValueError(f"a pseudonym key has at least {KEY_BYTES} bytes, not {len(key)}")
         self.key = key
-        self._of = lru_cache(1 << 16)(self._made)
+        self._of = lru_cache(1 << 12)(self._made)
 
     def tenant(self, tenant_id: str) -> str:
         """Of a tenant; a record without one has none."""

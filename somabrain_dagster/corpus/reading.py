@@ -108,7 +108,7 @@ class Corpus:
 
         corpus = self
 
-        class Stream(IterableDataset):  # type: ignore[misc]
+        class Stream(IterableDataset[Any]):  # type: ignore[misc, unused-ignore]
             def __iter__(self) -> Iterator[Any]:
                 worker = get_worker_info()
                 number, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)

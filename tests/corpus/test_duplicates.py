@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from somabrain_dagster.corpus.build import Plan
-from somabrain_dagster.corpus.duplicates import alike, clusters, meeting, signatures
+from somabrain_dagster.corpus.duplicates import Clusters, alike, meeting, signatures
 from somabrain_dagster.corpus.formats import EXAMPLES
 from tests.corpus.records import built, conversations, examples_in, message_records, refusals_in
 
@@ -115,14 +115,40 @@ def test_short_texts_are_told_apart_by_their_words() -> None:
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=20))
 def test_those_who_share_a_key_meet(keys: list[int]) -> None:
     """Each is joined to the first and to the one before: all of one key are one cluster."""
-    pairs = meeting(np.array(keys, np.uint64))
-    left_out, stays = clusters(pairs, np.zeros(len(keys)))
+    found = Clusters(len(keys))
+    found.join(meeting(np.array(keys, np.uint64)))
+    left_out, stays = found.left_out(np.zeros(len(keys)))
     firsts = {key: keys.index(key) for key in keys}
     expected = [(place, firsts[key]) for place, key in enumerate(keys) if firsts[key] != place]
     assert list(zip(left_out.tolist(), stays.tolist(), strict=True)) == expected
 
 
-@pytest.mark.parametrize(("threshold", "kept"), [(1.0, [[0, 1]]), (0.5, [[0, 1], [0, 2]]), (1.1, [])])
-def test_pairs_are_compared_by_the_share_of_equal_numbers(threshold: float, kept: list[list[int]]) -> None:
-    numbers = np.array([[1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 0, 0]], np.uint32)
-    assert alike(numbers, np.array([[0, 1], [0, 2]]), threshold).tolist() == kept
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=12),
+    st.lists(st.sampled_from([-1.0, 0.0, 1.0]), min_size=10, max_size=10),
+)
+def test_of_all_that_are_joined_by_others_the_best_stays(
+    pairs: list[tuple[int, int]], rewards: list[float]
+) -> None:
+    """Against sets that are merged one by one; of equals the first stays, and what is joined is not apart."""
+    sets = [{place} for place in range(10)]
+    found = Clusters(10)
+    for one, other in pairs:
+        found.join(found.apart(np.array([[one, other]])))
+        merged = next(held for held in sets if one in held) | next(held for held in sets if other in held)
+        sets = [merged, *(held for held in sets if not held & merged)]
+    best = [min(held, key=lambda place: (-rewards[place], place)) for held in sets]
+    expected = sorted(
+        (place, stays) for held, stays in zip(sets, best, strict=True) for place in held if place != stays
+    )
+    left_out, stays = found.left_out(np.array(rewards))
+    assert list(zip(left_out.tolist(), stays.tolist(), strict=True)) == expected
+    joined = np.array(pairs, np.int64).reshape(-1, 2)
+    assert len(found.apart(joined)) == 0
+
+
+@pytest.mark.parametrize(("threshold", "expected"), [(1.0, [1, 0]), (0.5, [1, 1]), (1.1, [0, 0])])
+def test_signatures_are_compared_by_the_share_of_equal_numbers(threshold: float, expected: list[int]) -> None:
+    one = np.array([[1, 2, 3, 4], [1, 2, 3, 4]], np.uint32)
+    other = np.array([[1, 2, 3, 4], [1, 2, 0, 0]], np.uint32)
+    assert alike(one, other, threshold).tolist() == expected
