@@ -130,6 +130,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=200)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--tokenizer", default="none", help="gpt2 counts tokens too")
+    parser.add_argument("--datasets", default=sys.executable, help="a Python that has `datasets`")
     parser.add_argument("--folder", type=Path, help="where there is room for four times as much")
     arguments = parser.parse_args()
     tokenizer = None if arguments.tokenizer == "none" else arguments.tokenizer
@@ -137,7 +138,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(dir=arguments.folder))
     try:
         for what, records in (("word for word", repeated), ("put together anew", put_together)):
-            compare(folder, what, arguments.megabytes, records, plan, arguments.workers)
+            compare(folder, what, arguments.megabytes, records, plan, arguments.workers, arguments.datasets)
     finally:
         shutil.rmtree(folder)
 
@@ -149,6 +150,7 @@ def compare(
     records: Callable[[list[Conversation], int], Iterator[dict[str, object]]],
     plan: Plan,
     workers: int,
+    datasets: str,
 ) -> None:
     source, target = folder / "input.jsonl", folder / "output.jsonl"
     # In a process of its own, so that the data it holds are not counted as anybody's memory.
@@ -176,9 +178,7 @@ def compare(
     stages = ", ".join(f"{stage.stage} {stage.rejected:,}" for stage in manifest.stages if stage.rejected)
     print(f"    kept {manifest.examples:,}; left out: {stages}", flush=True)
     with measured() as loaded:
-        done = subprocess.run(
-            [sys.executable, "-c", DATASETS, source], capture_output=True, text=True, check=False
-        )
+        done = subprocess.run([datasets, "-c", DATASETS, source], capture_output=True, text=True, check=False)
     if done.returncode == 0:
         tell('datasets.load_dataset("json")', loaded, size, lines, loop)
     else:

@@ -22,11 +22,14 @@ def namer() -> Namer:
         from presidio_analyzer.nlp_engine import NlpEngineProvider
     except ImportError as error:
         raise NamesMissing(
-            "names are redacted by an extra: pip install 'somabrain-dagster[names]' and a model of spaCy"
+            "names are redacted by an extra: pip install 'somabrain-dagster[names]', then "
+            "python -m spacy download en_core_web_sm"
         ) from error
     models = sorted(name for name in spacy.util.get_installed_models() if name.startswith("en_"))
     if not models:
-        raise NamesMissing("names need a model of spaCy for English: install en_core_web_sm or a larger one")
+        raise NamesMissing(
+            "names need a model of spaCy for English: python -m spacy download en_core_web_sm, or larger"
+        )
     engine = NlpEngineProvider(
         nlp_configuration={
             "nlp_engine_name": "spacy",
