@@ -20,6 +20,8 @@ from tests.brain import CONFIGURATION
 from tests.corpus.records import conversations, message_records, write
 from tests.test_cli import environment, run  # noqa: F401  (a fixture)
 
+pytestmark = pytest.mark.slow
+
 EXPORT = Path(__file__).parent.parent.parent / "scripts" / "export_learning_corpus.py"
 KEY = "5a" * 32
 
