@@ -174,7 +174,7 @@ def test_the_ui_has_a_healthy_daemon_and_leaves_nothing_behind(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while "Dagster's UI: http://127.0.0.1:" not in log.read_text():
         assert ui.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
