@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import psycopg
@@ -26,6 +27,9 @@ from somabrain_dagster.store.database import Database
 from somabrain_dagster.store.schema import migrate
 from tests.reenacted import Reenactment, reenactment_in
 from tests.remembering import EmbeddedOnce
+
+if TYPE_CHECKING:
+    import dagster as dg
 
 
 @pytest.fixture(scope="session")
@@ -138,3 +142,17 @@ def taught(postgres: PostgresServer, reenactment: Reenactment) -> Iterator[Datab
     """A copy of the brain in which six people were re-enacted."""
     with new_database(postgres, reenactment.template) as name, Database(postgres.url(name)) as database:
         yield database
+
+
+@pytest.fixture(scope="module")
+def instance(
+    postgres: PostgresServer,
+    valkey: ValkeyServer,
+    empty_template: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> "Iterator[dg.DagsterInstance]":
+    """Dagster's instance, with a database of its own."""
+    from tests.chain import new_instance  # Dagster takes a second to import: only what needs it waits
+
+    with new_instance(postgres, valkey, empty_template, tmp_path_factory.mktemp("home")) as opened:
+        yield opened

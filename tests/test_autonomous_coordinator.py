@@ -4,7 +4,6 @@ The worth of sessions is generated here, with a known effect; everything else is
 """
 
 import os
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +32,6 @@ from tests.chain import (
     Tick,
     checks_of,
     daemon,
-    new_instance,
     opened_instance,
     settings_for,
     wait_until,
@@ -54,17 +52,6 @@ SOON = {
     "guardrails": (),
 }
 """A canary whose looks are due at once, and that needs few sessions, and no measured requests."""
-
-
-@pytest.fixture(scope="module")
-def instance(
-    postgres: PostgresServer,
-    valkey: ValkeyServer,
-    empty_template: str,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[dg.DagsterInstance]:
-    with new_instance(postgres, valkey, empty_template, tmp_path_factory.mktemp("home")) as opened:
-        yield opened
 
 
 @pytest.fixture

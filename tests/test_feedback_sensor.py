@@ -21,21 +21,10 @@ from somabrain_dagster.store.database import Database
 from somabrain_dagster.store.feedback_contract import Feedback
 from somabrain_dagster.store.positions import ADAPTATION_STATE, FEEDBACK_DAILY
 from tests.brain import landed, new_tenant, new_tenants, said
-from tests.chain import Chain, daemon, new_instance, opened_instance, settings_for, wait_until
+from tests.chain import Chain, daemon, opened_instance, settings_for, wait_until
 from tests.conftest import new_database
 
 TODAY = datetime.now(UTC).date().isoformat()
-
-
-@pytest.fixture(scope="module")
-def instance(
-    postgres: PostgresServer,
-    valkey: ValkeyServer,
-    empty_template: str,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[dg.DagsterInstance]:
-    with new_instance(postgres, valkey, empty_template, tmp_path_factory.mktemp("home")) as opened:
-        yield opened
 
 
 @pytest.fixture

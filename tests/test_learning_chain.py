@@ -2,7 +2,6 @@
 
 import base64
 import re
-from collections.abc import Iterator
 from datetime import UTC, date, datetime, time
 from io import BytesIO
 from typing import Any
@@ -11,14 +10,14 @@ import dagster as dg
 import pytest
 from PIL import Image
 
-from somabrain_dagster.embedded import PostgresServer, ValkeyServer
+from somabrain_dagster.embedded import ValkeyServer
 from somabrain_dagster.learning.weights import NAMES
 from somabrain_dagster.operations.chitchat import read_chitchat
 from somabrain_dagster.store.adaptation import create_tenants
 from somabrain_dagster.store.database import Database
 from somabrain_dagster.store.positions import ADAPTATION_STATE, FEEDBACK_DAILY
 from tests.brain import CONFIGURATION, landed, new_tenant, new_tenants, said
-from tests.chain import Chain, checks_of, failed_checks, new_instance, settings_for
+from tests.chain import Chain, checks_of, failed_checks, settings_for
 from tests.forgery import forge_change
 
 PROOFS = {
@@ -28,17 +27,6 @@ PROOFS = {
     "hash_chain_intact",
     "bounds_hold",
 }
-
-
-@pytest.fixture(scope="module")
-def instance(
-    postgres: PostgresServer,
-    valkey: ValkeyServer,
-    empty_template: str,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[dg.DagsterInstance]:
-    with new_instance(postgres, valkey, empty_template, tmp_path_factory.mktemp("home")) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Trends on real Postgres, as Dagster analyses them: what is found, what is not, and what is new."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from math import sqrt
 from typing import Any
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from psycopg import sql
 from scipy.signal import lfilter
 
-from somabrain_dagster.embedded import PostgresServer, ValkeyServer
+from somabrain_dagster.embedded import ValkeyServer
 from somabrain_dagster.learning.trend_rule import TrendRule
 from somabrain_dagster.learning.trends import LEAST_BINS, judge, session_means, trend
 from somabrain_dagster.operations.chitchat import ChitChat, read_chitchat
@@ -21,24 +21,13 @@ from somabrain_dagster.store.database import Database
 from somabrain_dagster.store.feedback_contract import Feedback
 from somabrain_dagster.store.trends import read_falling, read_trends
 from tests.brain import CONFIGURATION, landed, new_tenants, said
-from tests.chain import Chain, checks_of, failed_checks, new_instance, settings_for
+from tests.chain import Chain, checks_of, failed_checks, settings_for
 from tests.test_learning_chain import materialised, picture
 
 pytestmark = pytest.mark.learning
 
 TRENDS = dg.AssetKey("performance_trends")
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-@pytest.fixture(scope="module")
-def instance(
-    postgres: PostgresServer,
-    valkey: ValkeyServer,
-    empty_template: str,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[dg.DagsterInstance]:
-    with new_instance(postgres, valkey, empty_template, tmp_path_factory.mktemp("home")) as opened:
-        yield opened
 
 
 @pytest.fixture

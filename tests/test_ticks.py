@@ -5,24 +5,13 @@ from collections.abc import Iterator
 import dagster as dg
 import pytest
 
-from somabrain_dagster.embedded import PostgresServer, ValkeyServer
+from somabrain_dagster.embedded import ValkeyServer
 from somabrain_dagster.operations.servers import open_store, start
 from somabrain_dagster.resources.brain import Brain
 from somabrain_dagster.store.database import Database
 from somabrain_dagster.ticks import Look, Ticks
 from tests.brain import landed, new_tenants, said
-from tests.chain import Chain, new_instance, settings_for
-
-
-@pytest.fixture(scope="module")
-def instance(
-    postgres: PostgresServer,
-    valkey: ValkeyServer,
-    empty_template: str,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[dg.DagsterInstance]:
-    with new_instance(postgres, valkey, empty_template, tmp_path_factory.mktemp("home")) as opened:
-        yield opened
+from tests.chain import Chain, settings_for
 
 
 @pytest.fixture
