@@ -70,7 +70,7 @@ def test_a_session_is_told_its_arm_while_the_experiment_runs(
     name, _ = tenant
     assert brain.state("session-1").arm is None
     with experiment(service) as experiment_id:
-        until(lambda: brain.state("session-1").arm is not None, seconds=5)
+        until(lambda: brain.state("session-1").arm is not None, seconds=1)
         with service.database.as_operator() as connection:
             trials = read_trials(connection)
         told = {session: brain.state(session).arm for session in SESSIONS}
@@ -81,7 +81,7 @@ def test_a_session_is_told_its_arm_while_the_experiment_runs(
         assert brain.state().arm is None  # outside of any session nothing is tried
         brain.remember("bob bakes bread")
         assert brain.recall("who bakes?", session_id="session-1")["arm"] == told["session-1"]
-    until(lambda: brain.state("session-1").arm is None, seconds=5)
+    until(lambda: brain.state("session-1").arm is None, seconds=1)
 
 
 def test_a_tenant_of_a_canary_is_told_so_in_every_session_and_outside(
@@ -91,11 +91,11 @@ def test_a_tenant_of_a_canary_is_told_so_in_every_session_and_outside(
     with experiment(service) as experiment_id:
         pass
     with canary(service, experiment_id, tenant[0]) as arm, SomaBrain(service.url, key) as elsewhere:
-        until(lambda: brain.state().arm == arm, seconds=5)
+        until(lambda: brain.state().arm == arm, seconds=1)
         assert brain.state("session-1").arm == arm
         assert (elsewhere.state().arm, elsewhere.state().tenant_id) == (None, other)
         assert brain.reset().arm == arm
-    until(lambda: brain.state().arm is None, seconds=5)
+    until(lambda: brain.state().arm is None, seconds=1)
 
 
 def test_a_promotion_is_served_within_a_moment_whoever_made_it(
@@ -104,9 +104,9 @@ def test_a_promotion_is_served_within_a_moment_whoever_made_it(
     before = brain.state()
     with service.database.as_operator() as connection:
         promote(connection, {"beta": 0.25}, CONFIGURATION, "tests")
-    until(lambda: brain.state().version > before.version, seconds=5)
+    until(lambda: brain.state().version > before.version, seconds=1)
     assert brain.state().weights["beta"] == 0.25
     assert brain.promoted().weights["beta"] == 0.25
     with service.database.as_operator() as connection:
         undo_promotion(connection, CONFIGURATION, "tests")
-    until(lambda: brain.state().weights == before.weights, seconds=5)
+    until(lambda: brain.state().weights == before.weights, seconds=1)
