@@ -6,8 +6,8 @@ import dagster as dg
 import numpy as np
 from matplotlib.figure import Figure
 
+from somabrain_dagster.assets.changing import Change
 from somabrain_dagster.assets.metadata import LEARNING, OWNERS, column_schema, plot
-from somabrain_dagster.assets.trials import Change
 from somabrain_dagster.learning.weights import NAMES, WEIGHTS, to_units
 from somabrain_dagster.resources.brain import Brain
 from somabrain_dagster.store.adaptation import read_states
@@ -88,17 +88,9 @@ def promotions_table(promotions: Sequence[Promotion]) -> dg.TableMetadataValue:
                     "version": one.version,
                     "at": "" if one.created_at is None else one.created_at.isoformat(timespec="seconds"),
                     "by": one.actor or "",
-                    "from": f"undoes {one.reverts}"
-                    if one.reverts
-                    else one.experiment_id or "an operator's choice",
+                    "from": one.origin,
                     "scales": "" if one.scale_version is None else str(one.scale_version),
-                    "changed": ", ".join(
-                        f"{weight.symbol} {before:.4f} → {after:.4f}"
-                        for weight, before, after in zip(
-                            WEIGHTS, to_units(one.before), to_units(one.weights), strict=True
-                        )
-                        if before != after
-                    ),
+                    "changed": one.changed,
                 }
             )
             for one in reversed(promotions)

@@ -7,6 +7,7 @@ import dagster as dg
 import numpy as np
 from matplotlib.figure import Figure
 
+from somabrain_dagster.assets.changing import Change
 from somabrain_dagster.assets.landed import FEEDBACK_EVENTS
 from somabrain_dagster.assets.metadata import LEARNING, OWNERS, column_schema, plot
 from somabrain_dagster.learning.gates import Gate
@@ -205,12 +206,6 @@ def draw_weights(proposal: StoredProposal) -> Figure:
     return figure
 
 
-class Applying(dg.Config):
-    """Whether accepted fits are carried out, or only kept."""
-
-    change: bool = True
-
-
 @dg.asset(
     description="Each tenant's own weights for recall. Where enough of its feedback is new, they are fitted "
     "to it, from the promoted weights as a strong prior that gives way as feedback grows. A fit is carried "
@@ -226,7 +221,7 @@ class Applying(dg.Config):
     pool="tenant_weights",
 )
 def tenant_weights(
-    context: dg.AssetExecutionContext, config: Applying, brain: dg.ResourceParam[Brain]
+    context: dg.AssetExecutionContext, config: Change, brain: dg.ResourceParam[Brain]
 ) -> dg.MaterializeResult[None]:
     """Fit tenants of whom enough is new, and carry out what was accepted."""
     settings = brain.settings

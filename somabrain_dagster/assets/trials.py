@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import dagster as dg
 from matplotlib.figure import Figure
 
+from somabrain_dagster.assets.changing import Change
 from somabrain_dagster.assets.metadata import LEARNING, OWNERS, column_schema, plot
 from somabrain_dagster.learning.gates import Gate
 from somabrain_dagster.learning.moments import Moments
@@ -12,23 +13,17 @@ from somabrain_dagster.operations.trials import (
     ExperimentStep,
     advance_canary,
     advance_experiment,
-    broken_analyses,
-    broken_looks,
+    read_analyses,
+    read_looks,
 )
 from somabrain_dagster.resources.brain import Brain
-from somabrain_dagster.store.canaries import Canary, Looked, list_canaries, read_look
-from somabrain_dagster.store.experiments import Analysed, Experiment, list_experiments, read_analysis
+from somabrain_dagster.store.canaries import Canary, Looked, list_canaries
+from somabrain_dagster.store.experiments import Analysed, Experiment, list_experiments
 from somabrain_dagster.store.landed import read_columns_of
 
 ANALYSES_HOLD = "every_analysis_is_that_of_its_sessions"
 LOOKS_HOLD = "every_look_decides_what_its_numbers_say"
 LISTED = 20
-
-
-class Change(dg.Config):
-    """Whether this run may change anything: begin a trial, or promote. What does harm is ended anyway."""
-
-    change: bool = True
 
 
 @dg.asset(
@@ -63,12 +58,7 @@ def experiment_results(
     context.log.info("%s", step.said)
     with brain.database.snapshot() as connection:
         experiments = list_experiments(connection)
-        broken = broken_analyses(connection, experiments)
-        analysed = [
-            read_analysis(connection, one.experiment_id)
-            for one in experiments[-LISTED:]
-            if one.status == "completed" and one.experiment_id not in broken
-        ]
+        analysed, broken = read_analyses(connection, experiments)
         columns = read_columns_of(connection, "experiment_analyses")
     latest = step.analysed or (analysed[-1] if analysed else None)
     yield dg.MaterializeResult(
@@ -150,7 +140,7 @@ def findings_table(analysed: Analysed) -> dg.TableMetadataValue:
                     "d": "" if found is None else f"{found.d:.3f} [{found.d_low:.3f}, {found.d_high:.3f}]",
                     "g": "" if found is None else f"{found.g:.3f}",
                     "promotable": finding.promotable,
-                    "gates": "; ".join(map(str, finding.gates)),
+                    "gates": gates_text(finding.gates),
                 }
             )
         )
@@ -223,13 +213,7 @@ def canary_rollout(
     context.log.info("%s", step.said)
     with brain.database.snapshot() as connection:
         known = list_canaries(connection)
-        broken = broken_looks(connection, known, brain.settings.learning_configuration)
-        looks = [
-            (canary, read_look(connection, canary, look))
-            for canary in known[-LISTED:]
-            for look in canary.looks
-            if str(canary.canary_id) not in broken
-        ]
+        looks, broken = read_looks(connection, known, brain.settings.learning_configuration)
         columns = read_columns_of(connection, "canary_looks")
     yield dg.MaterializeResult(
         metadata={
@@ -237,7 +221,7 @@ def canary_rollout(
             "dagster/column_schema": column_schema(columns),
             "what happened": step.said,
             "canaries": canaries_table(known[-LISTED:]),
-            "looks": looks_table(looks),
+            "looks": looks_table(looks[-LISTED:]),
             **({"harm": plot(draw_looks(looks), "difference at each look")} if looks else {}),
         },
         check_results=[_claim(LOOKS_HOLD, broken)],

@@ -280,15 +280,9 @@ def weights_history() -> None:
     for heading in ("version", "at", "by", "from", "changed"):
         table.add_column(heading)
     for one in promotions:
-        changed = ", ".join(
-            f"{weight.symbol} {before:.4f} → {after:.4f}"
-            for weight, before, after in zip(
-                WEIGHTS, to_units(one.before), to_units(one.weights), strict=True
-            )
-            if before != after
+        table.add_row(
+            str(one.version), f"{one.created_at:%Y-%m-%d %H:%M}", one.actor, one.origin, one.changed
         )
-        origin = f"undoes {one.reverts}" if one.reverts else one.experiment_id or "an operator's choice"
-        table.add_row(str(one.version), f"{one.created_at:%Y-%m-%d %H:%M}", one.actor, origin, changed)
     console.print(table)
     in_force = ", ".join(
         f"{weight.symbol} {value:.4f}" for weight, value in zip(WEIGHTS, to_units(now.weights), strict=True)

@@ -162,32 +162,37 @@ def _begin_canary(connection: Connection, settings: Settings, actor: str, *, cha
     return CanaryStep(f"canary {begun.canary_id} began: {winner}/{begun.arm}")
 
 
-def broken_analyses(connection: Connection, experiments: Sequence[Experiment]) -> dict[str, str]:
-    """Experiments whose stored analysis is not that of their sessions, and what is wrong."""
-    broken = {}
+def read_analyses(
+    connection: Connection, experiments: Sequence[Experiment]
+) -> tuple[list[Analysed], dict[str, str]]:
+    """Every analysis that is that of its sessions; and what is wrong with the others, by experiment."""
+    analyses, broken = [], {}
     for one in experiments:
         if one.status == "completed":
             try:
-                read_analysis(connection, one.experiment_id)
+                analyses.append(read_analysis(connection, one.experiment_id))
             except Forged as forged:
                 broken[one.experiment_id] = str(forged)
-    return broken
+    return analyses, broken
 
 
-def broken_looks(
+def read_looks(
     connection: Connection, canaries: Sequence[Canary], configuration: LearningConfiguration
-) -> dict[str, str]:
-    """Canaries of which a stored look, or what they allow, does not hold; by number, and what is wrong."""
+) -> tuple[list[tuple[Canary, Looked]], dict[str, str]]:
+    """The looks at canaries of which all holds; and what is wrong with the others, by number."""
+    looks: list[tuple[Canary, Looked]] = []
     broken = {}
     for canary in canaries:
         try:
-            for look in canary.looks:
-                read_look(connection, canary, look)
+            taken = [(canary, read_look(connection, canary, look)) for look in canary.looks]
         except ForgedLook as forged:
             broken[str(canary.canary_id)] = str(forged)
             continue
-        if canary.allowed:
-            refusals = read_candidate(connection, canary.canary_id, configuration).refusals
-            if refusals:
-                broken[str(canary.canary_id)] = "; ".join(refusals)
-    return broken
+        refusals = (
+            read_candidate(connection, canary.canary_id, configuration).refusals if canary.allowed else ()
+        )
+        if refusals:
+            broken[str(canary.canary_id)] = "; ".join(refusals)
+        else:
+            looks += taken
+    return looks, broken

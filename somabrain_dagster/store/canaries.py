@@ -17,16 +17,17 @@ from somabrain_dagster.learning.canary import (
     due,
 )
 from somabrain_dagster.learning.configuration import LearningConfiguration
-from somabrain_dagster.learning.gates import Gate, number_to_json
+from somabrain_dagster.learning.gates import Gate
 from somabrain_dagster.learning.moments import Moments
 from somabrain_dagster.learning.weights import Nanos
 from somabrain_dagster.store import audit
 from somabrain_dagster.store.canonical import canonical_json
 from somabrain_dagster.store.database import Connection
 from somabrain_dagster.store.experiments import (
-    Experiment,
+    Analysed,
     WrongStatus,
     agree,
+    comparison_json,
     read_analysis,
     read_experiment,
 )
@@ -187,7 +188,7 @@ def start_canary(
     """
     lock_trials(connection)
     experiment = read_experiment(connection, experiment_id)
-    arm = winner_of(connection, experiment)
+    arm = winner_of(read_analysis(connection, experiment_id))
     require_no_trial(connection)
     now_promoted = promoted(connection, configuration).version
     if now_promoted != experiment.promotion_version:
@@ -230,21 +231,19 @@ def start_canary(
     return read_canary(connection, number)
 
 
-def winner_of(connection: Connection, experiment: Experiment) -> str:
-    """The arm that a completed experiment allows to promote, judged again from its sessions.
+def winner_of(analysed: Analysed) -> str:
+    """The arm that an experiment allows to promote.
 
     Raises:
-        NotAnalysed: it was not completed.
         NothingToPromote: no arm passed every gate.
     """
-    analysed = read_analysis(connection, experiment.experiment_id)
     arm = analysed.analysis.promoted
     if arm is None:
         refused = "; ".join(
             f"{finding.arm}: {', '.join(str(gate) for gate in finding.gates if not gate.passed)}"
             for finding in analysed.analysis.findings
         )
-        raise NothingToPromote(f"no arm of {experiment.experiment_id!r} passed every gate: {refused}")
+        raise NothingToPromote(f"no arm of {analysed.experiment_id!r} passed every gate: {refused}")
     return arm
 
 
@@ -377,7 +376,7 @@ def take_look(
     if canary.looks and look <= canary.looks[-1]:
         raise WrongStatus(f"canary {canary_id} was looked at {len(canary.looks)} times: look {look} is over")
     periods = read_periods(connection, canary)
-    on_trial = _on_trial(connection, canary_id)
+    on_trial = set(members_of(connection, canary_id)[0])
     decision = decide(
         canary.rule,
         look,
@@ -419,13 +418,6 @@ def take_look(
     elif decision.action == "HOLD" and look == len(canary.rule.hours) - 1:
         end_canary(connection, canary, "held", actor, "; ".join(decision.reasons))
     return read_look(connection, canary, look)
-
-
-def _on_trial(connection: Connection, canary_id: int) -> set[str]:
-    rows = connection.execute(
-        "SELECT tenant_id FROM canary_members WHERE canary_id = %s AND canary", (canary_id,)
-    )
-    return {tenant_id for (tenant_id,) in rows}
 
 
 def members_of(connection: Connection, canary_id: int) -> tuple[list[str], list[str]]:
@@ -473,9 +465,7 @@ def decision_json(decision: Decision) -> dict[str, Any]:
     return {
         "action": decision.action,
         "gates": [gate.to_json() for gate in decision.gates],
-        "comparison": None
-        if decision.comparison is None
-        else {name: number_to_json(value) for name, value in asdict(decision.comparison).items()},
+        "comparison": comparison_json(decision.comparison),
     }
 
 

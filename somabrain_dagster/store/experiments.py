@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from somabrain_dagster.learning.comparison import Comparison
 from somabrain_dagster.learning.configuration import LearningConfiguration
 from somabrain_dagster.learning.experiments import (
     Analysis,
@@ -33,6 +34,7 @@ from somabrain_dagster.store import audit
 from somabrain_dagster.store.canonical import canonical_json
 from somabrain_dagster.store.database import Connection
 from somabrain_dagster.store.promotions import promoted
+from somabrain_dagster.store.proposals import read_proposal
 from somabrain_dagster.store.trials import arm_of_experiment, lock_trials, require_no_trial
 
 Status = Literal["draft", "running", "stopped", "completed"]
@@ -326,29 +328,22 @@ def try_proposal(
         actor: who asks, for the audit trail.
 
     Raises:
-        InvalidExperiment: there is no such proposal, or it was refused.
+        UnknownProposal: there is no such proposal.
+        InvalidExperiment: it was refused.
         WrongStatus: other weights were promoted since it was made.
         TrialRunning: something else is on trial.
     """
-    row = connection.execute(
-        """
-        SELECT before, weights, to_scales FROM parameter_proposals
-        WHERE proposal_id = %s AND accepted
-        """,
-        (proposal_id,),
-    ).fetchone()
-    if row is None:
-        raise InvalidExperiment(f"there is no accepted proposal {proposal_id}")
-    before, weights, scale_version = row
-    shift = np.array(weights, dtype=np.int64) - np.array(before, dtype=np.int64)
+    proposal = read_proposal(connection, proposal_id)
+    if not proposal.accepted:
+        raise InvalidExperiment(f"proposal {proposal_id} was refused: {'; '.join(proposal.refusals)}")
     experiment = create_experiment(
         connection,
         f"proposal-{proposal_id}",
         Plan(shared_equally(["control", PROPOSED]), size, rule),
-        np.array([np.zeros_like(shift), shift]),
+        np.array([np.zeros_like(proposal.shift), proposal.shift]),
         configuration,
         actor,
-        scale_version=scale_version,
+        scale_version=proposal.to_scales,
         proposal_id=proposal_id,
     )
     return start_experiment(connection, experiment.experiment_id, configuration, actor)
@@ -581,6 +576,13 @@ def complete_experiment(
     return read_analysis(connection, experiment_id)
 
 
+def comparison_json(comparison: Comparison | None) -> dict[str, float | str | None] | None:
+    """A comparison as JSON keeps it; null where none could be made."""
+    if comparison is None:
+        return None
+    return {name: number_to_json(value) for name, value in asdict(comparison).items()}
+
+
 def analysis_json(outcomes: Mapping[str, Moments], analysis: Analysis) -> dict[str, Any]:
     """An analysis as JSON keeps it."""
     return {
@@ -591,9 +593,7 @@ def analysis_json(outcomes: Mapping[str, Moments], analysis: Analysis) -> dict[s
                 "arm": finding.arm,
                 "p": finding.p,
                 "promotable": finding.promotable,
-                "comparison": None
-                if finding.comparison is None
-                else {name: number_to_json(value) for name, value in asdict(finding.comparison).items()},
+                "comparison": comparison_json(finding.comparison),
                 "gates": [gate.to_json() for gate in finding.gates],
             }
             for finding in analysis.findings

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from somabrain_dagster.learning.configuration import LearningConfiguration
-from somabrain_dagster.learning.gates import Gate, failed
 from somabrain_dagster.store.adaptation import AdaptationState
 from somabrain_dagster.store.canaries import (
     Canary,
@@ -41,6 +40,7 @@ from somabrain_dagster.store.promotions import (
     promoted,
     promoted_scales,
 )
+from somabrain_dagster.store.proposals import read_proposal
 from somabrain_dagster.store.trials import lock_trials
 
 
@@ -84,7 +84,7 @@ def read_candidate(connection: Connection, canary_id: int, configuration: Learni
         )
     try:
         analysed = read_analysis(connection, experiment.experiment_id)
-        arm = winner_of(connection, experiment)
+        arm = winner_of(analysed)
     except (NotAnalysed, NothingToPromote, Forged) as refusal:
         refusals.append(str(refusal))
     else:
@@ -125,17 +125,12 @@ def read_candidate(connection: Connection, canary_id: int, configuration: Learni
 def _proposal_refusals(connection: Connection, experiment: Experiment) -> list[str]:
     if experiment.proposal_id is None:
         return []
-    row = connection.execute(
-        "SELECT accepted, gates, before, weights, to_scales FROM parameter_proposals WHERE proposal_id = %s",
-        (experiment.proposal_id,),
-    ).fetchone()
-    assert row is not None
-    accepted, gates, before, weights, to_scales = row
-    refused = [str(gate) for gate in failed(Gate.from_json(gate) for gate in gates)]
-    if not accepted and not refused:
+    proposal = read_proposal(connection, experiment.proposal_id)
+    refused = list(proposal.refusals)
+    if not proposal.accepted and not refused:
         refused.append("it was not accepted")
-    shift = np.array(weights) - np.array(before)
-    if experiment.scale_version != to_scales or not (experiment.shifts[1:] == shift).all(axis=1).any():
+    tried = (experiment.shifts[1:] == proposal.shift).all(axis=1).any()
+    if experiment.scale_version != proposal.to_scales or not tried:
         refused.append("the experiment did not try its weights")
     return [f"proposal {experiment.proposal_id}: {reason}" for reason in refused]
 

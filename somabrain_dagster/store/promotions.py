@@ -11,7 +11,7 @@ from somabrain_dagster.learning.configuration import LearningConfiguration
 from somabrain_dagster.learning.features import REGISTRY_VERSION
 from somabrain_dagster.learning.policy import rescaled
 from somabrain_dagster.learning.shifts import constant
-from somabrain_dagster.learning.weights import NAMES, Nanos, by_name, to_nanos
+from somabrain_dagster.learning.weights import NAMES, WEIGHTS, Nanos, by_name, to_nanos, to_units
 from somabrain_dagster.store import audit
 from somabrain_dagster.store.adaptation import AdaptationState
 from somabrain_dagster.store.changes import (
@@ -65,6 +65,24 @@ class Promotion:
     def shift(self) -> Nanos:
         """What each tenant's weights are shifted by."""
         return self.weights - self.before
+
+    @property
+    def origin(self) -> str:
+        """Where the weights come from, in words."""
+        if self.reverts is not None:
+            return f"undoes {self.reverts}"
+        return self.experiment_id or "an operator's choice"
+
+    @property
+    def changed(self) -> str:
+        """The weights that it changed, before and after, in words."""
+        return ", ".join(
+            f"{weight.symbol} {before:.4f} → {after:.4f}"
+            for weight, before, after in zip(
+                WEIGHTS, to_units(self.before), to_units(self.weights), strict=True
+            )
+            if before != after
+        )
 
 
 _COLUMNS = "version, created_at, actor, experiment_id, canary_id, before, weights, scale_version, reverts"
