@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -18,16 +17,8 @@ from somabrain_dagster.store.working_memory import WorkingMemory
 _log = logging.getLogger(__name__)
 
 
-IN_FLIGHT = 2
-"""Transactions at once: while one is in Postgres, the next is computed."""
-
-WORTH_A_TRANSACTION = 12
-"""Requests that wait before one more begins beside another: by itself it costs as much as twenty events."""
-
-GATHER_SHARE = 0.25
-"""For which part of the time that a landing takes events are gathered, where several come at once."""
-
-MOST_GATHER_SECONDS = 0.002
+GATHER_SECONDS = 0.002
+"""How long at most the next ones are waited for, where several came together."""
 
 
 class QueueFull(Exception):
@@ -36,16 +27,15 @@ class QueueFull(Exception):
 
 class _Waiting(NamedTuple):
     events: Sequence[Feedback]
-    tenants: frozenset[str]
     answer: "asyncio.Future[list[Outcome]]"
 
 
 class Committer:
-    """Threads that take whatever waits and land it, each in one transaction.
+    """One thread that takes whatever waits and lands it in one transaction.
 
-    While transactions are on their way others gather, so the batches grow with the load: alone, an event
-    waits for nobody. What is on its way at once is of different tenants: a tenant's events land in the order
-    in which they were submitted, and no transaction waits for another's locks.
+    While a transaction is on its way others gather, so the batches grow with the load: alone, an event waits
+    for nobody. A second transaction beside the first would make both smaller, and a transaction by itself
+    costs as much as twenty events.
     """
 
     def __init__(
@@ -58,10 +48,10 @@ class Committer:
         most_together: int,
         landed: Callable[[list[AdaptationState]], None],
     ) -> None:
-        """Start the threads.
+        """Start the thread.
 
         Args:
-            database: the brain's, with a connection for each of the transactions `IN_FLIGHT`.
+            database: the brain's.
             configuration: the global learning configuration.
             working: working memory, which what is called helpful enters.
             most_waiting: how many events may wait or be on their way.
@@ -78,16 +68,10 @@ class Committer:
         self._waiting = 0
         self._ending = False
         self._changed = threading.Condition()
-        self._busy: set[str] = set()
-        self._gather = 0.0
-        self._turn = threading.Lock()
+        self._expected = 1
         self._loop = asyncio.get_running_loop()
-        self._threads = [
-            threading.Thread(target=self._run, name=f"committer-{number}", daemon=True)
-            for number in range(IN_FLIGHT)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
+        self._thread.start()
 
     @property
     def waiting(self) -> int:
@@ -101,8 +85,8 @@ class Committer:
 
     @property
     def alive(self) -> bool:
-        """Whether the threads are at work."""
-        return all(thread.is_alive() for thread in self._threads)
+        """Whether the thread is at work."""
+        return self._thread.is_alive()
 
     def submit(self, events: Sequence[Feedback]) -> "asyncio.Future[list[Outcome]]":
         """Put events in the queue; they land together or with others, in this order.
@@ -118,70 +102,39 @@ class Committer:
             raise QueueFull
         answer = self._loop.create_future()
         self._waiting += len(events)
-        waiting = _Waiting(events, frozenset([event.tenant_id for event in events]), answer)
         with self._changed:
-            self._queue.append(waiting)
-            if self._worth_a_transaction():
-                self._changed.notify_all()
+            self._queue.append(_Waiting(events, answer))
+            if len(self._queue) in (1, self._expected):
+                self._changed.notify()
         return answer
 
     async def close(self) -> None:
         """Land what waits, then stop."""
         with self._changed:
             self._ending = True
-            self._changed.notify_all()
-        for thread in self._threads:
-            await asyncio.to_thread(thread.join)
+            self._changed.notify()
+        await asyncio.to_thread(self._thread.join)
         await asyncio.sleep(0)  # the last answers are on the loop
 
     def _run(self) -> None:
         while batch := self._take():
-            began = time.perf_counter()
             self._land(batch)
-            took = time.perf_counter() - began
-            with self._changed:
-                self._busy.difference_update(*(waiting.tenants for waiting in batch))
-                # Whoever was just answered is about to send again: landing together is worth a moment.
-                self._gather = min(GATHER_SHARE * took, MOST_GATHER_SECONDS) if len(batch) > 1 else 0.0
-                self._changed.notify_all()
+            # Whoever was just answered is about to send again: landing together is worth a moment.
+            self._expected = len(batch)
 
     def _take(self) -> list[_Waiting]:
-        """What may land now, once there is something; nothing at the end."""
-        with self._turn:
-            while True:
-                with self._changed:
-                    self._changed.wait_for(lambda: self._worth_a_transaction() or self._ending)
-                    if not self._queue:
-                        return []
-                if self._gather:
-                    time.sleep(self._gather)
-                with self._changed:
-                    if batch := self._split_off():
-                        return batch
-                    self._changed.wait()  # all of it is of tenants that are on their way
-
-    def _worth_a_transaction(self) -> bool:
-        """Whether to begin one more."""
-        return len(self._queue) >= (WORTH_A_TRANSACTION if self._busy else 1)
+        """What may land together, once there is something; nothing at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue or self._ending)
+            self._changed.wait_for(lambda: len(self._queue) >= self._expected or self._ending, GATHER_SECONDS)
+            return self._split_off()
 
     def _split_off(self) -> list[_Waiting]:
-        """Take from the queue, in its order, what is of no tenant that is on its way or was passed over."""
-        batch: list[_Waiting] = []
-        kept: list[_Waiting] = []
-        passed_over: set[str] = set()
-        size = 0
-        for position, waiting in enumerate(self._queue):
-            if size >= self._most_together:
-                kept += self._queue[position:]
-                break
-            if self._busy.isdisjoint(waiting.tenants) and passed_over.isdisjoint(waiting.tenants):
-                batch.append(waiting)
-                size += len(waiting.events)
-            else:
-                passed_over |= waiting.tenants
-                kept.append(waiting)
-        self._queue = kept
-        self._busy.update(*(waiting.tenants for waiting in batch))
+        count = size = 0
+        while count < len(self._queue) and size < self._most_together:
+            size += len(self._queue[count].events)
+            count += 1
+        batch, self._queue = self._queue[:count], self._queue[count:]
         return batch
 
     def _land(self, batch: list[_Waiting]) -> None:

@@ -15,7 +15,7 @@ from somabrain_dagster.memory.memories import Memories
 from somabrain_dagster.operations.servers import Servers
 from somabrain_dagster.operations.tokens import MiniLMTokens
 from somabrain_dagster.serving.access import Gatekeeper
-from somabrain_dagster.serving.committer import IN_FLIGHT, Committer
+from somabrain_dagster.serving.committer import Committer
 from somabrain_dagster.serving.logs import RequestLog
 from somabrain_dagster.serving.metrics import Metrics
 from somabrain_dagster.serving.request_tallies import COUNTED, RequestTallies
@@ -58,7 +58,7 @@ class Service:
         self.configuration = settings.learning_configuration
         self.database = Database(servers.database_url, max_connections=8, wait_seconds=3.0, options=_SESSION)
         self.landing_database = Database(
-            servers.database_url, max_connections=IN_FLIGHT, wait_seconds=3.0, options=_SESSION
+            servers.database_url, max_connections=1, wait_seconds=3.0, options=_SESSION
         )
         self.snapshots = SnapshotCache(servers.redis_url)
         self.states = States(self.database, self.snapshots, self.configuration, knobs.states_in_memory)

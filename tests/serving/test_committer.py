@@ -1,4 +1,4 @@
-"""Group commit: whatever waits lands together, in two transactions at once, a tenant's events in order."""
+"""Group commit: whatever waits lands together, a tenant's events in order."""
 
 import asyncio
 from itertools import chain
@@ -6,7 +6,7 @@ from itertools import chain
 import pytest
 
 from somabrain_dagster.embedded import ValkeyServer
-from somabrain_dagster.serving.committer import IN_FLIGHT, Committer, QueueFull
+from somabrain_dagster.serving.committer import Committer, QueueFull
 from somabrain_dagster.store.adaptation import AdaptationState
 from somabrain_dagster.store.database import Database
 from somabrain_dagster.store.feedback_contract import Feedback
@@ -37,7 +37,7 @@ def submitted(
 
     told: list[AdaptationState] = []
     working = WorkingMemory(valkey.url, 10, 60)
-    with Database(database.url, max_connections=IN_FLIGHT) as landing:
+    with Database(database.url, max_connections=1) as landing:
         try:
             return asyncio.run(run()), told
         finally:
@@ -50,7 +50,7 @@ def test_a_tenants_events_land_in_the_order_in_which_they_were_submitted(
 ) -> None:
     tenants = new_tenants(shared_database, 7)
     requests = [
-        # Every fifth speaks of several tenants, which ties their queues together.
+        # Every fifth speaks of several tenants.
         [
             said(tenants[(number + other) % 7], (number % 21 - 10) / 10, session_id=f"{number:03}")
             for other in range(3 if number % 5 == 0 else 1)
