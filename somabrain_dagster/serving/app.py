@@ -20,6 +20,9 @@ from somabrain_dagster.serving.routes import adaptation, configuration, feedback
 from somabrain_dagster.serving.service import Service
 from somabrain_dagster.settings import Settings
 
+ASKED_MOST = ("/context/adaptation/state", "/context/feedback")
+"""Paths that are tried first: a router tries one after the other."""
+
 
 def operations_of(settings: Settings) -> list[Operation]:
     """Every operation that describes itself, in the order of the description."""
@@ -52,7 +55,7 @@ def create_app(settings: Settings, servers: Servers) -> Starlette:
         yield
         await service.stop()
 
-    by_path = sorted(operations, key=lambda operation: operation.path)
+    by_path = sorted(operations, key=lambda operation: (operation.path not in ASKED_MOST, operation.path))
     app = Starlette(
         routes=[
             Route(path, Resource(service, path, list(of_path)), name=path)

@@ -86,9 +86,11 @@ class Call:
             Problem: 422 naming the parameter.
         """
         raw: bytes = self.scope["query_string"]
+        if not raw:
+            return _convert({}, kind)
         try:
             pairs = parse_qsl(
-                raw.decode("latin-1"), keep_blank_values=True, strict_parsing=bool(raw), errors="strict"
+                raw.decode("latin-1"), keep_blank_values=True, strict_parsing=True, errors="strict"
             )
         except ValueError as error:
             raise invalid("the query is not made of name=value pairs in UTF-8") from error
