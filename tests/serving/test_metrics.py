@@ -1,0 +1,66 @@
+"""Metrics: a cap on tenants with labels of their own, and sums that are right whoever counted."""
+
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from somabrain_dagster.embedded import ValkeyServer
+from somabrain_dagster.store.database import Database
+from tests.serving.conftest import QUICK
+from tests.serving.running import Running, running
+
+Samples = dict[tuple[str, str], float]
+
+
+def scraped(service: Running, label: str = "tenant_id") -> Samples:
+    """Samples by name and tenant; where several differ in other labels, their sum."""
+    with service.client(service.operator) as operator:
+        text = operator.get("/metrics").text
+    samples: Samples = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            key = (sample.name, sample.labels.get(label, ""))
+            samples[key] = samples.get(key, 0.0) + sample.value
+    return samples
+
+
+def rated(service: Running, key: str, utility: float) -> dict[str, float]:
+    with service.client(key) as client:
+        landed = client.post("/context/feedback", json={"session_id": "s", "utility": utility})
+    weights: dict[str, float] = landed.json()["weights"]
+    return weights
+
+
+def test_beyond_the_cap_tenants_are_one(valkey: ValkeyServer, database: Database, tmp_path: Path) -> None:
+    variables = QUICK | {"SOMABRAIN_SERVICE_TENANTS_IN_METRICS": "2"}
+    with running(database, f"{valkey.url}/9", tmp_path / "log", variables=variables) as service:
+        keys = service.add_tenants([f"tenant-{number}" for number in range(5)])
+        alpha = {
+            name: rated(service, key, number / 10)["alpha"] for number, (name, key) in enumerate(keys.items())
+        }
+        samples = scraped(service)
+    weights = {
+        label: value for (name, label), value in samples.items() if name == "somabrain_retrieval_alpha"
+    }
+    others = [alpha[f"tenant-{number}"] for number in range(3)]
+    assert weights["tenant-3"] == alpha["tenant-3"]
+    assert weights["tenant-4"] == alpha["tenant-4"]
+    assert abs(weights["_others"] - sum(others) / 3) < 1e-9
+    assert set(weights) == {"tenant-3", "tenant-4", "_others"}
+    landed = {label: value for (name, label), value in samples.items() if name == "somabrain_feedback_total"}
+    assert landed == {"tenant-0": 1, "tenant-1": 1, "_others": 3}
+    assert samples["somabrain_tenants", ""] == 5
+
+
+def test_several_processes_are_counted_as_one(
+    valkey: ValkeyServer, database: Database, tmp_path: Path
+) -> None:
+    with running(database, f"{valkey.url}/9", tmp_path / "log", workers=2, variables=QUICK) as service:
+        (key,) = service.add_tenants(["tenant"]).values()
+        for _ in range(20):
+            weights = rated(service, key, 0.1)
+        for _ in range(3):  # whichever process answers
+            samples = scraped(service)
+            assert samples["somabrain_feedback_total", "tenant"] == 20
+            assert samples["somabrain_feedback_latency_seconds_count", "tenant"] == 20
+            assert samples["somabrain_retrieval_alpha", "tenant"] == weights["alpha"]
