@@ -12,8 +12,11 @@ from pathlib import Path
 GRACE_SECONDS = 20.0
 """How long a program gets to end by itself before it is killed."""
 
-NICENESS = 5
-"""Of programs that give way: a third of what another gets of the processor, where all want it."""
+NICENESS = 19
+"""Of programs that give way: where all want the processor, they get next to nothing of it."""
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+"""Of programs that give way: a linear algebra that spins on every core leaves none to the others."""
 
 
 def free_port(preferred: int, attempts: int = 20) -> int:
@@ -81,8 +84,10 @@ def run_together(
     running: dict[str, subprocess.Popen[bytes]] = {}
     try:
         for name, command in programs.items():
-            running[name] = _start(command, environment, logs / f"{name}.log")
-            if name in giving_way:
+            gives_way = name in giving_way
+            its_own = ONE_THREAD | dict(environment) if gives_way else environment
+            running[name] = _start(command, its_own, logs / f"{name}.log")
+            if gives_way:
                 _give_way(running[name].pid)
         threading.Thread(target=when_started, args=(stopping,), daemon=True).start()
         while not stopping.wait(0.2):
