@@ -119,10 +119,10 @@ def test_what_others_commit_is_heard_of(service: Running, tenant: tuple[str, str
     """A landing by another program, such as an import, is soon what the service answers."""
     name, key = tenant
     with service.client(key) as client:
-        assert client.get("/context/adaptation/state").json()["version"] == 0
+        before = client.get("/context/adaptation/state").json()["version"]
         feedback = parse_feedback({"tenant_id": name, **said(0)})
         land(service.database, [feedback], LearningConfiguration())
-        until(lambda: client.get("/context/adaptation/state").json()["version"] == 1, 2.0)
+        until(lambda: client.get("/context/adaptation/state").json()["version"] == before + 1, 2.0)
 
 
 def test_a_hundred_tenants_are_restored_at_once(
