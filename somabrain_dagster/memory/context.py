@@ -33,7 +33,7 @@ from somabrain_dagster.memory.query import Query
 from somabrain_dagster.memory.recall import Recall
 from somabrain_dagster.memory.remember import embedded_text
 from somabrain_dagster.store.database import Database
-from somabrain_dagster.store.recalls import forgo_flush, read_bodies
+from somabrain_dagster.store.recalls import read_bodies
 from somabrain_dagster.store.trials import Overlay
 from somabrain_dagster.store.usage import TokenUsage, record_context
 from somabrain_dagster.store.weeks import with_partitions
@@ -299,7 +299,6 @@ def record_usage(database: Database, context: Context, session_id: str) -> bool:
 
     def record() -> bool:
         with database.as_tenants([recall.tenant_id]) as connection:
-            forgo_flush(connection)
             return record_context(connection, usage, recall.recall_id)
 
     return with_partitions(database, record)

@@ -44,7 +44,6 @@ from somabrain_dagster.store.recalls import (
     Sought,
     ask,
     find_candidates,
-    forgo_flush,
     log_recall,
     read_bodies,
 )
@@ -283,8 +282,6 @@ class Memories:
             )
             with connection.pipeline():
                 log_recall(connection, asked.recall_id, log)
-                if steering is None or not steering.changes:
-                    forgo_flush(connection)
                 if steering is not None:
                     write_steering(connection, configuration, steering)
                 found = read_bodies(connection, query.tenant_id, hits)

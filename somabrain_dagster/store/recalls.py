@@ -382,15 +382,6 @@ _LOG = (
 )
 
 
-def forgo_flush(connection: Connection) -> None:
-    """Let this transaction be acknowledged before it is on disk: for one that changes no weights.
-
-    If the server dies within the next half second its recall may be lost, and with it nothing else: what
-    comes later in the write-ahead log, as feedback on this recall does, is on disk only with all before it.
-    """
-    connection.execute("SELECT set_config('synchronous_commit', 'off', true)")
-
-
 def read_bodies(
     connection: Connection, tenant_id: str, memory_ids: Sequence[int]
 ) -> psycopg.Cursor[tuple[Any, ...]]:
