@@ -1,8 +1,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
+ROUNDS ?= 50
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo learn up down status test test-slow lint types format evidence calibration bench-serving chaos-serving first-light bench-analysis scales bench-recall bench-beside corpus bench-corpus
+.PHONY: help install demo learn up down status test test-slow lint types format evidence calibration bench-serving chaos-serving first-light bench-analysis scales bench-recall bench-beside corpus bench-corpus chaos
 
 help: ## Say what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -71,10 +72,16 @@ bench-beside: install ## The service's latency alone, and beside runs of the lea
 chaos-serving: install ## Kill the service, Postgres and Valkey under load; count what was acknowledged.
 	@$(BIN)/python scripts/chaos_serving.py
 
+chaos: install ## Kill Postgres, Valkey and the service in random order under load, fifty rounds; seven minutes.
+	@$(BIN)/python scripts/chaos.py --rounds $(ROUNDS)
+
 corpus: install ## Build, verify, rebuild and train on a corpus of real conversations; some minutes.
 	@$(BIN)/python scripts/prove_corpus.py
 
-bench-corpus: install ## Build a corpus of many megabytes, beside the plain loop over its lines.
+bench-chaos: install ## Kill Postgres, Valkey and the service in random order under load, fifty rounds; seven minutes.
+	@$(BIN)/python scripts/chaos.py --rounds $(ROUNDS)
+
+corpus: install ## Build a corpus of many megabytes, beside the plain loop over its lines.
 	@$(BIN)/python -m benchmarks.corpus
 
 first-light: install ## Copy the working tree to an empty directory; there, demo twice and replay.

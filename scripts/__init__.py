@@ -1,0 +1,1 @@
+"""Programs for people, each run by the Makefile."""
