@@ -4,8 +4,9 @@ What landed (`assets/landed.py`) is observed, aggregated by day (`assets/feedbac
 (`assets/adaptation.py`) by one job (`jobs.py`), which a sensor (`sensors/feedback.py`) runs when it sees that
 something new has landed. The same job fits weights to what feedback taught (`assets/proposals.py`). What is
 on trial (`assets/trials.py`) and what is promoted (`assets/promotion.py`) move on by sensors of their own
-(`sensors/trials.py`). Indexes (`assets/ann_index.py`) are rebuilt by the calendar (`schedules.py`). Corpora
-to train on (`assets/corpus.py`) are made when somebody asks for them, of tenants that agreed.
+(`sensors/trials.py`). Indexes (`assets/ann_index.py`) are rebuilt and the history is sealed
+(`assets/audit_seal.py`) by the calendar (`schedules.py`). Corpora to train on (`assets/corpus.py`) are made
+when somebody asks for them, of tenants that agreed.
 """
 
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ import dagster as dg
 
 from somabrain_dagster.assets.adaptation import adaptation_state
 from somabrain_dagster.assets.ann_index import ann_index
+from somabrain_dagster.assets.audit_seal import audit_seal
 from somabrain_dagster.assets.corpus import corpus_assets
 from somabrain_dagster.assets.enhancement import enhancement_report
 from somabrain_dagster.assets.feedback import feedback_daily_asset
@@ -27,6 +29,7 @@ from somabrain_dagster.checks.following import state_follows_what_landed
 from somabrain_dagster.jobs import (
     canary_look,
     experiment_analysis,
+    history_seal,
     index_rebuild,
     learning_chain,
     pooled_corpora,
@@ -35,7 +38,7 @@ from somabrain_dagster.jobs import (
 from somabrain_dagster.partitions import feedback_days
 from somabrain_dagster.resources.artifacts import artifacts_resource
 from somabrain_dagster.resources.brain import brain_resource
-from somabrain_dagster.schedules import weekly_index_rebuild
+from somabrain_dagster.schedules import hourly_history_seal, weekly_index_rebuild
 from somabrain_dagster.sensors.failure import run_failure_sensor
 from somabrain_dagster.sensors.feedback import feedback_landed_sensor
 from somabrain_dagster.sensors.tenants import tenants_sensor
@@ -60,6 +63,7 @@ def build_definitions(
             feedback_daily_asset(days, settings.first_day),
             adaptation_state,
             ann_index,
+            audit_seal,
             enhancement_report,
             experiment_results,
             canary_rollout,
@@ -76,10 +80,11 @@ def build_definitions(
             experiment_analysis,
             canary_look,
             index_rebuild,
+            history_seal,
             tenant_corpora,
             pooled_corpora,
         ],
-        schedules=[weekly_index_rebuild],
+        schedules=[weekly_index_rebuild, hourly_history_seal],
         sensors=[
             feedback_landed_sensor(settings, days),
             experiment_complete_sensor(settings),

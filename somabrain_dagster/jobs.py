@@ -4,6 +4,7 @@ import dagster as dg
 
 from somabrain_dagster.assets.adaptation import adaptation_state
 from somabrain_dagster.assets.ann_index import ann_index
+from somabrain_dagster.assets.audit_seal import audit_seal
 from somabrain_dagster.assets.corpus import CORPUS_KINDS, corpus_key
 from somabrain_dagster.assets.landed import LANDED_KEYS
 from somabrain_dagster.assets.promotion import promoted_weights, served_weights
@@ -54,6 +55,13 @@ index_rebuild = dg.define_asset_job(
     "index_rebuild",
     selection=[ann_index],
     description="Rebuild the indexes of large tenants while they serve, and prove each by an exact search.",
+    executor_def=dg.in_process_executor,
+)
+
+history_seal = dg.define_asset_job(
+    "history_seal",
+    selection=[audit_seal],
+    description="Seal the heads of all hash chains, if any has moved.",
     executor_def=dg.in_process_executor,
 )
 

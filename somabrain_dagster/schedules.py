@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from somabrain_dagster.jobs import index_rebuild
+from somabrain_dagster.jobs import history_seal, index_rebuild
 
 weekly_index_rebuild = dg.ScheduleDefinition(
     name="weekly_index_rebuild",
@@ -11,5 +11,14 @@ weekly_index_rebuild = dg.ScheduleDefinition(
     execution_timezone="UTC",
     description="Sundays at three: rebuild and prove the indexes, and give one to each tenant that has "
     "become large.",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+)
+
+hourly_history_seal = dg.ScheduleDefinition(
+    name="hourly_history_seal",
+    job=history_seal,
+    cron_schedule="7 * * * *",
+    execution_timezone="UTC",
+    description="Every hour: seal what has been recorded.",
     default_status=dg.DefaultScheduleStatus.RUNNING,
 )

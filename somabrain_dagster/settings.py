@@ -34,6 +34,7 @@ _PLACES = {
     "embedding_api_key",
     "artifacts_url",
     "pseudonym_key",
+    "kafka",
 }
 """Where things are, as opposed to what is done: not part of the digest."""
 
@@ -65,6 +66,31 @@ class ServiceSettings(BaseSettings):
     metrics_open: bool = False
     drain_seconds: float = Field(default=1.0, ge=0)
     telemetry: bool = False
+
+
+class KafkaSettings(BaseSettings):
+    """Where the audit trail is published, from `SOMABRAIN_KAFKA_*`.
+
+    Attributes:
+        bootstrap: addresses of brokers, `host:port,host:port`; unset keeps the trail in Postgres alone.
+        options: further properties of librdkafka, as JSON: `security.protocol`, `sasl.username`, …
+        prefix: what the topics' names begin with.
+        replication: on how many brokers each record is; one less must acknowledge it.
+        partitions: of each topic, when it is created. A tenant's records are in one of them.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="SOMABRAIN_KAFKA_", frozen=True, extra="ignore")
+
+    bootstrap: str | None = Field(default=None, min_length=1)
+    options: dict[str, str] = Field(default_factory=dict, repr=False)
+    prefix: str = Field(default="somabrain", pattern=r"^[a-zA-Z0-9.-]{1,200}$")
+    replication: int = Field(default=3, ge=1)
+    partitions: int = Field(default=6, ge=1)
+
+    @property
+    def in_sync(self) -> int:
+        """How many brokers must have a record before it is acknowledged."""
+        return max(1, self.replication - 1)
 
 
 class ExperimentSettings(BaseSettings):
@@ -171,6 +197,7 @@ class Settings(BaseSettings):
         autopilot: whether sensors may change anything.
         sensor_interval_seconds: how often sensors look.
         service: the knobs of the HTTP service.
+        kafka: where the audit trail is published.
         experiment: the knobs of experiments.
         canary: the knobs of canaries.
         promotion_fdr: whether the false discovery rate over all experiments (LORD++) is a gate of a
@@ -211,6 +238,7 @@ class Settings(BaseSettings):
     autopilot: bool = False
     sensor_interval_seconds: int = Field(default=300, ge=1)
     service: ServiceSettings = Field(default_factory=ServiceSettings)
+    kafka: KafkaSettings = Field(default_factory=KafkaSettings)
     experiment: ExperimentSettings = Field(default_factory=ExperimentSettings)
     canary: CanarySettings = Field(default_factory=CanarySettings)
     promotion_fdr: Literal["report", "enforce"] = "report"

@@ -34,6 +34,7 @@ ASSETS = {
     "adaptation_state": ("learning", {"postgres", "numpy"}, {"feedback_events", "recalls"}),
     "performance_trends": ("learning", {"postgres", "scipy"}, {"feedback_events", "adaptation_state"}),
     "ann_index": ("operations", {"postgres"}, {"memories"}),
+    "audit_seal": ("operations", {"postgres"}, {"feedback_events"}),
     "enhancement_report": ("evaluation", {"postgres", "numpy"}, set()),
     "parameter_proposals": (
         "learning",
@@ -92,17 +93,21 @@ CHECKS = {
     },
 }
 BY_HAND = {"enhancement_report"} | CORPORA
-BY_CALENDAR = {"ann_index"}
+BY_CALENDAR = {"ann_index", "audit_seal"}
 ON_TRIAL = {"experiment_results", "canary_rollout", "promoted_weights", "served_weights"}
 JOBS = {
     "learning_chain": set(ASSETS) - BY_HAND - BY_CALENDAR - ON_TRIAL,
     "experiment_analysis": {"experiment_results", "canary_rollout"},
     "canary_look": {"canary_rollout", "promoted_weights", "served_weights"},
-    "index_rebuild": BY_CALENDAR,
+    "index_rebuild": {"ann_index"},
+    "history_seal": {"audit_seal"},
     "tenant_corpora": CORPORA - POOLED,
     "pooled_corpora": POOLED,
 }
-SCHEDULES = {"weekly_index_rebuild": ("index_rebuild", "0 3 * * 0", "UTC")}
+SCHEDULES = {
+    "weekly_index_rebuild": ("index_rebuild", "0 3 * * 0", "UTC"),
+    "hourly_history_seal": ("history_seal", "7 * * * *", "UTC"),
+}
 SENSORS = {
     "feedback_landed": {"learning_chain"},
     "experiment_complete": {"experiment_analysis"},

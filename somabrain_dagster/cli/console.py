@@ -17,7 +17,7 @@ from somabrain_dagster.embedded import EmbeddedServerError
 from somabrain_dagster.learning.configuration import InvalidConfiguration
 from somabrain_dagster.memory import indexes
 from somabrain_dagster.memory.embedding import EmbeddingError
-from somabrain_dagster.operations import chitchat, servers
+from somabrain_dagster.operations import chitchat, kafka, servers
 from somabrain_dagster.operations.lines import CannotImport
 from somabrain_dagster.operations.summary import Progress
 from somabrain_dagster.settings import Settings
@@ -63,6 +63,9 @@ def explained(command: Callable[P, R]) -> Callable[P, R]:
             experiments.NotAnalysed,
             experiments.UnknownExperiment,
             experiments.WrongStatus,
+            kafka.KafkaMissing,
+            kafka.KafkaUnreachable,
+            kafka.UnsafeTopics,
             promoting.PromotionRefused,
             promotions.InvalidWeights,
             promotions.NothingPromoted,

@@ -12,8 +12,10 @@ import click
 from rich.table import Table
 
 from somabrain_dagster import __version__
+from somabrain_dagster.cli.audit import audit
 from somabrain_dagster.cli.console import actor, console, explained, fail, opened, watched
 from somabrain_dagster.cli.corpus import corpus, tenant_delete, tenant_learning_loop
+from somabrain_dagster.cli.kafka import kafka
 from somabrain_dagster.cli.trials import canary, experiment, weights
 from somabrain_dagster.learning.features import FEATURES
 from somabrain_dagster.learning.weights import WEIGHTS, to_units
@@ -21,11 +23,13 @@ from somabrain_dagster.memory import indexes
 from somabrain_dagster.memory.embedders import embedder_of
 from somabrain_dagster.memory.exporting import exported_lines
 from somabrain_dagster.operations import chitchat, dagster_home, importing, processes, servers
+from somabrain_dagster.operations.kafka import required
 from somabrain_dagster.operations.summary import ImportSummary
 from somabrain_dagster.serving.run import serve as serve_http
 from somabrain_dagster.settings import Settings
-from somabrain_dagster.store import audit, changes, keys
+from somabrain_dagster.store import changes, keys
 from somabrain_dagster.store.adaptation import create_tenants, read_states
+from somabrain_dagster.store.audit import SYSTEM
 from somabrain_dagster.store.scales import list_scales
 from somabrain_dagster.store.verification import Verification, verify
 
@@ -41,6 +45,8 @@ main.add_command(experiment)
 main.add_command(canary)
 main.add_command(weights)
 main.add_command(corpus)
+main.add_command(kafka)
+main.add_command(audit)
 
 
 @main.command()
@@ -169,9 +175,13 @@ def learn(people: int | None, conversations: int | None, canary_minutes: float |
 def ui(port: int, service_port: int) -> None:
     """Open Dagster's UI with its daemon and sensors, and the HTTP service, on loopback, until Ctrl-C.
 
-    Then everything is stopped, except servers that ran before.
+    Where SOMABRAIN_KAFKA_BOOTSTRAP is set, the relay runs beside them. Then everything is stopped, except
+    servers that ran before.
     """
     settings = Settings()
+    relaying = settings.kafka.bootstrap is not None
+    if relaying:
+        required(settings.kafka)
     ran_before = {server.name for server in servers.status(settings) if server.running}
     running = servers.start(settings)
     programs = Path(sys.executable).parent
@@ -198,11 +208,12 @@ def ui(port: int, service_port: int) -> None:
                 ],
                 "daemon": [str(programs / "dagster-daemon"), "run", "-w", workspace],
                 "service": [sys.executable, "-m", "somabrain_dagster.serving", "--port", str(service_port)],
+                **({"relay": [str(programs / "somabrain"), "kafka", "relay"]} if relaying else {}),
             },
             {**os.environ, **dagster_home.prepare(settings, running)},
             logs,
             announce,
-            giving_way=["webserver", "daemon"],
+            giving_way=["webserver", "daemon", "relay"],
         )
     finally:
         console.print("stopping …")
@@ -341,7 +352,7 @@ def key_create(tenant: str | None, scope: keys.Scope) -> None:
             "name the tenant whose key it is" if tenant is None else "an operator's key belongs to no tenant"
         )
     with opened(Settings()) as (database, _), database.as_operator() as connection:
-        created = keys.create_key(connection, tenant or audit.SYSTEM, scope, actor())
+        created = keys.create_key(connection, tenant or SYSTEM, scope, actor())
     click.echo(created)
 
 

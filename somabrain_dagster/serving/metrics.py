@@ -28,6 +28,7 @@ from somabrain_dagster.store.gauges import (
     read_chain_counts,
     read_gauges,
 )
+from somabrain_dagster.store.outbox import Unpublished, read_unpublished
 from somabrain_dagster.store.working_memory import WorkingMemoryUnavailable
 
 if TYPE_CHECKING:
@@ -203,6 +204,8 @@ class _Gauges(Collector):
                 adjustments = read_adjustments(connection, self._most_tenants, OTHERS)
                 chain = read_chain_counts(connection)
                 corpora = corpus_counts(connection, self._most_tenants, OTHERS)
+                relayed = service.settings.kafka.bootstrap is not None
+                unpublished = read_unpublished(connection) if relayed else []
         except DatabaseUnreachable:
             yield _one("somabrain_postgres_up", "Whether Postgres answered the scrape.", 0)
             return
@@ -221,6 +224,8 @@ class _Gauges(Collector):
         yield supervised
         yield from _of_chain(chain)
         yield from _of_corpora(corpora)
+        if relayed:
+            yield from _of_relay(unpublished)
 
 
 def _working_memory(service: "Service", tenants: list[TenantGauges]) -> Iterable[Metric]:
@@ -273,6 +278,19 @@ def _of_corpora(corpora: list[CorpusCounts]) -> Iterable[Metric]:
         for stage, count in counted.rejected.items():
             rejects.add_metric([counted.tenant_id, stage], count)
     yield from (exports, examples, tokens, rejects)
+
+
+def _of_relay(unpublished: list[Unpublished]) -> Iterable[Metric]:
+    records = GaugeMetricFamily(
+        "somabrain_relay_unpublished", "Rows that Kafka has not acknowledged, by log.", labels=["log"]
+    )
+    oldest = GaugeMetricFamily(
+        "somabrain_relay_oldest_unpublished_seconds", "The age of the oldest of them.", labels=["log"]
+    )
+    for each in unpublished:
+        records.add_metric([each.log], each.records)
+        oldest.add_metric([each.log], each.oldest_seconds)
+    yield from (records, oldest)
 
 
 def _one(name: str, text: str, value: float) -> GaugeMetricFamily:

@@ -1,6 +1,8 @@
 """The audit trail: who changed what besides weights, each tenant's events a hash chain of their own."""
 
 import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,6 +12,9 @@ from somabrain_dagster.store.weight_log import START_HASH
 
 SYSTEM = "_system"
 """Whose chain holds what concerns no tenant, or all of them."""
+
+CHANNEL = "somabrain_audit"
+"""The channel on which the tenant of every new event is sent."""
 
 
 def record(connection: Connection, tenant_id: str, actor: str, action: str, body: dict[str, Any]) -> int:
@@ -54,6 +59,60 @@ def record(connection: Connection, tenant_id: str, actor: str, action: str, body
     return int(version)
 
 
+@dataclass(frozen=True)
+class AuditEvent:
+    """An event of a chain, as it is stored."""
+
+    tenant_id: str
+    version: int
+    created_at: datetime
+    actor: str
+    action: str
+    body: dict[str, Any]
+    hash: bytes
+
+    def rehashed(self, previous: bytes) -> bytes:
+        """What its columns give after the hash of the event before it."""
+        return _hash(
+            previous, self.tenant_id, self.version, self.created_at, self.actor, self.action, self.body
+        )
+
+
+def read_events(connection: Connection) -> Iterator[AuditEvent]:
+    """Every event, chain by chain, each in its order; as a stream."""
+    with connection.cursor(name="audit_events") as cursor:
+        cursor.execute(
+            """
+            SELECT tenant_id, version, created_at, actor, action, body, hash
+            FROM audit_events ORDER BY tenant_id, version
+            """
+        )
+        for row in cursor:
+            yield AuditEvent(*row)
+
+
+def newest_events(
+    connection: Connection, most: int, tenant_id: str | None = None, action: str | None = None
+) -> list[AuditEvent]:
+    """The events that were recorded last, the newest first.
+
+    Args:
+        connection: a transaction that sees them.
+        most: how many.
+        tenant_id: of this chain only.
+        action: of this kind only.
+    """
+    rows = connection.execute(
+        """
+        SELECT tenant_id, version, created_at, actor, action, body, hash FROM audit_events
+        WHERE tenant_id = coalesce(%(tenant)s, tenant_id) AND action = coalesce(%(action)s, action)
+        ORDER BY created_at DESC, tenant_id, version DESC LIMIT %(most)s
+        """,
+        {"tenant": tenant_id, "action": action, "most": most},
+    )
+    return [AuditEvent(*row) for row in rows]
+
+
 def verify_chain(connection: Connection, tenant_id: str) -> int | None:
     """The first version that is missing or is not what was recorded; None where the chain is intact.
 
@@ -63,15 +122,15 @@ def verify_chain(connection: Connection, tenant_id: str) -> int | None:
     previous = START_HASH
     rows = connection.execute(
         """
-        SELECT version, created_at, actor, action, body, hash
+        SELECT tenant_id, version, created_at, actor, action, body, hash
         FROM audit_events WHERE tenant_id = %s ORDER BY version
         """,
         (tenant_id,),
     )
-    for due, (version, created_at, actor, action, body, hashed) in enumerate(rows):
-        if version != due or hashed != _hash(previous, tenant_id, version, created_at, actor, action, body):
+    for due, event in enumerate(AuditEvent(*row) for row in rows):
+        if event.version != due or event.hash != event.rehashed(previous):
             return due
-        previous = hashed
+        previous = event.hash
     return None
 
 
