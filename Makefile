@@ -3,7 +3,7 @@ BIN := .venv/bin
 ROUNDS ?= 50
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo learn up down status test test-slow lint types format evidence calibration bench-serving chaos-serving first-light bench-analysis scales bench-recall bench-beside corpus bench-corpus chaos
+.PHONY: help install demo learn up down status test test-slow lint types format evidence calibration bench-serving chaos-serving first-light bench-analysis scales bench-recall bench-beside corpus bench-corpus chaos kafka kafka-down kafka-failover
 
 help: ## Say what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -74,6 +74,15 @@ chaos-serving: install ## Kill the service, Postgres and Valkey under load; coun
 
 chaos: install ## Kill Postgres, Valkey and the service in random order under load, fifty rounds; seven minutes.
 	@$(BIN)/python scripts/chaos.py --rounds $(ROUNDS)
+
+kafka: install ## Get Apache Kafka and start three nodes of it on this machine; needs Java 17 and Maven.
+	@$(BIN)/somabrain kafka up
+
+kafka-down: install ## Stop them; what they hold stays.
+	@$(BIN)/somabrain kafka down
+
+kafka-failover: install ## Kill Kafka's nodes while feedback lands: is anything lost? Two minutes; writes a report.
+	@SOMABRAIN_REQUIRE_KAFKA=1 $(BIN)/pytest tests/test_kafka_failover.py
 
 corpus: install ## Build, verify, rebuild and train on a corpus of real conversations; some minutes.
 	@$(BIN)/python scripts/prove_corpus.py
