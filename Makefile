@@ -82,7 +82,7 @@ kafka-down: install ## Stop them; what they hold stays.
 	@$(BIN)/somabrain kafka down
 
 kafka-failover: install ## Kill Kafka's nodes while feedback lands: is anything lost? Two minutes; writes a report.
-	@SOMABRAIN_REQUIRE_KAFKA=1 $(BIN)/pytest tests/test_kafka_failover.py
+	@SOMABRAIN_REQUIRE_KAFKA=1 $(BIN)/pytest tests/test_kafka_failover.py tests/test_kafka.py
 
 corpus: install ## Build, verify, rebuild and train on a corpus of real conversations; some minutes.
 	@$(BIN)/python scripts/prove_corpus.py

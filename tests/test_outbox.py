@@ -1,6 +1,7 @@
 """The outbox: what is published follows commits, tenant by tenant, and nothing is lost however they come."""
 
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
@@ -100,8 +101,19 @@ def test_who_has_lost_the_connection_moves_no_mark(database: Database, outbox: O
         )
     with pytest.raises(psycopg.OperationalError):
         outbox.mark(records)
-    with Outbox(database.url) as another:
+    with _once_free(database.url) as another:
         assert publish(another) == [("weight_changes", alice, 0)]
+
+
+def _once_free(url: str) -> Outbox:
+    """The server frees the lock of a session that it ends a moment after it says so."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            return Outbox(url)
+        except AnotherRelay:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
 
 
 def test_a_log_that_was_rewound_is_published_again_and_said_so(database: Database, outbox: Outbox) -> None:

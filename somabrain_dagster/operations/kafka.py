@@ -278,7 +278,7 @@ class KafkaHealth:
     @property
     def advice(self) -> str:
         """What to do, in a sentence or two."""
-        lost = sorted({*self.silent, *self.voters} - {*self.answering, *self.current})
+        lost = sorted({*self.silent} | ({*self.voters} - {*self.current}))
         away = ", ".join(f"node {node}" for node in lost) or ", ".join(self.unreachable)
         if not self.answering:
             return "No broker answers: start them, or correct SOMABRAIN_KAFKA_BOOTSTRAP."

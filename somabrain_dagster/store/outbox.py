@@ -7,6 +7,7 @@ meanwhile; no horizon of transactions is waited for.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
@@ -124,7 +125,8 @@ class Outbox:
             """
             SELECT pid, coalesce(host(client_addr), 'this machine'), backend_start
             FROM pg_locks JOIN pg_stat_activity USING (pid)
-            WHERE locktype = 'advisory' AND granted AND objid = (hashtext(%s)::bigint & 4294967295)::oid
+            WHERE locktype = 'advisory' AND granted AND datname = current_database()
+              AND objid = (hashtext(%s)::bigint & 4294967295)::oid
             """,
             (_LOCK,),
         ).fetchone()
@@ -137,7 +139,9 @@ class Outbox:
         )
 
     def close(self) -> None:
-        """Give the lock back."""
+        """Give the lock back, before the server notices that the connection is gone."""
+        with suppress(psycopg.Error):
+            self._connection.execute("SELECT pg_advisory_unlock_all()")
         self._connection.close()
 
     def __enter__(self) -> Self:
