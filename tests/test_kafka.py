@@ -108,7 +108,8 @@ def test_topics_for_which_there_are_too_few_brokers_are_refused(nodes: KafkaClus
 def test_topics_that_would_not_outlive_a_broker_are_refused(nodes: KafkaCluster) -> None:
     kafka = KafkaSettings(bootstrap=nodes.bootstrap, prefix="thin")
     thin = [NewTopic(topic_of(kafka, log), num_partitions=1, replication_factor=1) for log in LOGS]
-    for future in AdminClient({"bootstrap.servers": nodes.bootstrap}).create_topics(thin).values():
+    administrator = AdminClient({"bootstrap.servers": nodes.bootstrap})
+    for future in administrator.create_topics(thin).values():
         future.result(10)
     with pytest.raises(UnsafeTopics, match=r"the topic thin.audit is on 1 brokers, of which 2 must"):
         ensure_topics(kafka, LOGS)

@@ -38,7 +38,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 
 REPORT = Path(__file__).parent.parent / "reports" / "kafka-failover.json"
 SENDERS = 4
-PAUSE = 0.1
+PAUSE = 0.25
 """Of a sender after each feedback, so that the ratings last for the story."""
 
 
