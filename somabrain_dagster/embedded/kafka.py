@@ -125,19 +125,22 @@ class KafkaCluster:
         """
         starting = {node: self._launch(node) for node in nodes if not self._pids(node)}
         deadline = time.monotonic() + START_SECONDS
-        for node, logged in starting.items():
+        for node, (process, logged) in starting.items():
             while _STARTED not in self._log(node).read_bytes()[logged:]:
-                ended = not self._pids(node)
-                if ended or time.monotonic() > deadline:
+                ended = process.poll()
+                if ended is not None or time.monotonic() > deadline:
                     ending = tail(self._log(node))
-                    what = "ended" if ended else f"does not serve after {START_SECONDS:.0f} s"
+                    what = (
+                        f"does not serve after {START_SECONDS:.0f} s" if ended is None else f"ended ({ended})"
+                    )
                     raise EmbeddedServerError(f"Kafka node {node} {what}.{advice(ending)}{ending}")
                 time.sleep(0.1)
 
-    def _launch(self, node: int) -> int:
-        """Start a node; return how long its log was before."""
+    def _launch(self, node: int) -> tuple["subprocess.Popen[bytes]", int]:
+        """Start a node; return its process, and how long its log was before."""
         with self._log(node).open("ab") as log:
-            subprocess.Popen(
+            logged = log.tell()
+            process = subprocess.Popen(
                 [*_java(self.directory, self.libraries), "kafka.Kafka", "server.properties"],
                 cwd=self._place(node),
                 stdin=subprocess.DEVNULL,
@@ -145,7 +148,7 @@ class KafkaCluster:
                 stderr=log,
                 start_new_session=True,
             )
-            return log.tell()
+            return process, logged
 
     def _pids(self, node: int) -> list[int]:
         return pids_at_work("java", self._place(node))
