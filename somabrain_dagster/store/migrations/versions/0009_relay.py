@@ -2,7 +2,7 @@
 
 from somabrain_dagster.store.migrations import run_sql_beside
 
-revision = "0011"
+revision = "0009"
 down_revision = "0008"
 
 
