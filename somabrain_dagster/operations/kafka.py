@@ -1,6 +1,7 @@
 """Kafka as the relay needs it: the client, the topics, and how a cluster fares."""
 
 import logging
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 ASK_SECONDS = 5.0
 """How long a cluster has for an answer."""
+
+_UNHEARD_SECONDS = 0.1
 
 CURRENT_SECONDS = 5.0
 """A controller that has not asked the leader for more in this time is not there: they ask twice a second."""
@@ -180,16 +183,26 @@ def ensure_topics(kafka: KafkaSettings, logs: Iterable[LogName]) -> list[str]:
 
 def _minimum_in_sync(administrator: "AdminClient", topics: Iterable[str]) -> dict[str, int]:
     """Of each topic, how many replicas must have a record before it is acknowledged."""
+    from confluent_kafka import KafkaError, KafkaException
     from confluent_kafka.admin import ConfigResource, ResourceType
 
     asked = [ConfigResource(ResourceType.TOPIC, name) for name in topics]
     if not asked:
         return {}
-    answers = administrator.describe_configs(asked, request_timeout=ASK_SECONDS)
-    return {
-        resource.name: int(future.result(ASK_SECONDS)["min.insync.replicas"].value)
-        for resource, future in answers.items()
-    }
+    deadline = time.monotonic() + ASK_SECONDS
+    while True:
+        answers = administrator.describe_configs(asked, request_timeout=ASK_SECONDS)
+        try:
+            return {
+                resource.name: int(future.result(ASK_SECONDS)["min.insync.replicas"].value)
+                for resource, future in answers.items()
+            }
+        except KafkaException as error:
+            # A broker that answers may not have heard yet of a topic that another knows.
+            unheard = error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART
+            if not unheard or time.monotonic() > deadline:
+                raise
+        time.sleep(_UNHEARD_SECONDS)
 
 
 def _words(error: BaseException) -> str:
