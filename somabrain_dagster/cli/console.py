@@ -24,8 +24,9 @@ from somabrain_dagster.settings import Settings
 from somabrain_dagster.store import canaries, experiments, keys, promoting, promotions, trials
 from somabrain_dagster.store.adaptation import InvalidTenant, UnknownTenant
 from somabrain_dagster.store.cache import SnapshotCache
-from somabrain_dagster.store.database import Database, DatabaseUnreachable
+from somabrain_dagster.store.database import Database, DatabaseNotPrepared, DatabaseUnreachable
 from somabrain_dagster.store.scales import UnknownScales
+from somabrain_dagster.store.schema import SchemaTooNew
 
 console = Console()
 if console.width < 110:
@@ -49,12 +50,14 @@ def explained(command: Callable[P, R]) -> Callable[P, R]:
         except (
             CannotImport,
             chitchat.ChitChatMissing,
+            DatabaseNotPrepared,
             EmbeddedServerError,
             EmbeddingError,
             InvalidConfiguration,
             InvalidTenant,
             indexes.LowRecall,
             indexes.NoIndex,
+            SchemaTooNew,
             UnknownScales,
             UnknownTenant,
             canaries.NothingToPromote,

@@ -3,6 +3,7 @@
 import logging
 import os
 import shlex
+import shutil
 import sys
 import threading
 from pathlib import Path
@@ -27,7 +28,7 @@ from somabrain_dagster.operations.kafka import required
 from somabrain_dagster.operations.summary import ImportSummary
 from somabrain_dagster.serving.run import serve as serve_http
 from somabrain_dagster.settings import Settings
-from somabrain_dagster.store import changes, keys
+from somabrain_dagster.store import changes, keys, schema
 from somabrain_dagster.store.adaptation import create_tenants, read_states
 from somabrain_dagster.store.audit import SYSTEM
 from somabrain_dagster.store.scales import list_scales
@@ -55,6 +56,24 @@ def up() -> None:
     """Start the servers that no URL names, and bring the schema up to date."""
     servers.start(Settings())
     show_status()
+
+
+@main.command()
+@explained
+def migrate() -> None:
+    """Bring the database of SOMABRAIN_DATABASE_URL to this version's schema, and start nothing.
+
+    In production: once, before anything else of a new version is started. Forward only.
+    """
+    url = Settings().database_url
+    if url is None:
+        fail("SOMABRAIN_DATABASE_URL is not set; `somabrain up` migrates the embedded database")
+    before = schema.migrate(url.get_secret_value())
+    now = schema.newest_revision()
+    console.print(
+        f"the schema is at {now}" + ("" if before == now else f"; it was {before or 'empty'}"),
+        highlight=False,
+    )
 
 
 @main.command()
@@ -229,6 +248,25 @@ def env() -> None:
     settings = Settings()
     for name, value in dagster_home.prepare(settings, servers.start(settings)).items():
         click.echo(f"export {name}={shlex.quote(value)}")
+
+
+@main.command("exec", context_settings={"allow_interspersed_args": False})
+@click.argument("program")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@explained
+def exec_(program: str, arguments: tuple[str, ...]) -> None:
+    """Become PROGRAM, such as dagster-daemon, in the environment that `somabrain env` prints.
+
+    What is installed beside this command is found before what is on the path.
+    """
+    settings = Settings()
+    beside_this = Path(sys.executable).parent
+    path = os.pathsep.join([str(beside_this), os.environ.get("PATH", os.defpath)])
+    found = shutil.which(program, path=path)
+    if found is None:
+        fail(f"no program {program!r} beside {beside_this} or on the path")
+    environment = {**os.environ, **dagster_home.prepare(settings, servers.start(settings))}
+    os.execve(found, [program, *arguments], environment)
 
 
 @main.group()

@@ -1,5 +1,6 @@
 """The directory and the variables by which Dagster's own programs find their instance and the project."""
 
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -38,8 +39,11 @@ def prepare(settings: Settings, servers: Servers) -> dict[str, str]:
     """
     home = dagster_home(settings)
     home.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(INSTANCE, home / INSTANCE.name)
-    shutil.copyfile(WORKSPACE, home / WORKSPACE.name)
+    for file in (INSTANCE, WORKSPACE):
+        # Programs that start together share the directory: none may read half a file.
+        draft = home / f".{file.name}.{os.getpid()}"
+        shutil.copyfile(file, draft)
+        draft.replace(home / file.name)
     return {
         **servers.environment(),
         "SOMABRAIN_HOME": str(settings.home),

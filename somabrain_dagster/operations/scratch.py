@@ -20,8 +20,8 @@ def scratch_database(settings: Settings, purpose: str) -> Iterator[Database]:
         purpose: becomes part of the database's name.
 
     Raises:
-        psycopg.errors.InsufficientPrivilege: the role of the server by URL may not create databases, or the
-            extension pgvector in them.
+        DatabaseNotPrepared: the role of the server by URL may not create databases, or the extension
+            pgvector in them.
     """
     name = f"{purpose}_{uuid4().hex[:8]}"
     if settings.database_url is None:

@@ -66,6 +66,7 @@ def start(settings: Settings) -> Servers:
     """Start or attach to what the settings name no URL for, and bring the brain's database to its schema.
 
     Raises:
+        DatabaseNotPrepared: a superuser must prepare the server by URL; the message says how.
         EmbeddedServerError: an embedded server cannot be started; the message says what to do.
         psycopg.OperationalError: a server by URL cannot be reached.
     """

@@ -16,6 +16,17 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 DatabaseUnreachable = psycopg.OperationalError
 """The server cannot be reached, ended the connection, or let it wait for too long."""
 
+
+class DatabaseNotPrepared(RuntimeError):
+    """What only a superuser can make in a server by URL is missing; the message says what, and what to do."""
+
+    def __init__(self, error: psycopg.Error, what: str) -> None:
+        super().__init__(
+            f"{what}: {error.diag.message_primary}. A superuser of the server prepares it once: "
+            "deploy/postgres/prepare.sql has the statements, docs/DEPLOYMENT_PROD.md says what each is for."
+        )
+
+
 TENANT_ROLE = "somabrain_tenant"
 OPERATOR_ROLE = "somabrain_operator"
 
@@ -161,12 +172,15 @@ def ensure_sibling_database(url: str, suffix: str) -> str:
     """Create, unless it is there, a database named like the URL's with a suffix, and return its URL.
 
     Raises:
-        psycopg.errors.InsufficientPrivilege: the role may not create databases.
+        DatabaseNotPrepared: the role may not create databases.
     """
     parts = urlsplit(url)
     name = parts.path.removeprefix("/") + suffix
     with psycopg.connect(url, autocommit=True) as connection:
         known = connection.execute("SELECT FROM pg_database WHERE datname = %s", (name,)).rowcount
         if not known:
-            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+            try:
+                connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+            except psycopg.errors.InsufficientPrivilege as error:
+                raise DatabaseNotPrepared(error, f"There is no database {name!r}") from error
     return urlunsplit(parts._replace(path=f"/{name}"))

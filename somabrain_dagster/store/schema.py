@@ -4,15 +4,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psycopg
 import sqlalchemy
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from somabrain_dagster.store.database import Connection, DatabaseUnreachable
+from somabrain_dagster.store.database import Connection, DatabaseNotPrepared, DatabaseUnreachable
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+class SchemaTooNew(RuntimeError):
+    """A newer version of the project has migrated the database."""
 
 
 @contextmanager
@@ -67,7 +72,9 @@ def migrate(url: str, revision: str = "head") -> str | None:
         The revision that the database was at before.
 
     Raises:
+        DatabaseNotPrepared: an extension or a role is missing that a superuser must make.
         DatabaseUnreachable: the server cannot be reached.
+        SchemaTooNew: the database is at a revision that this version of the project does not know.
     """
     configuration = _configuration()
     with _connected(url) as connection:
@@ -76,7 +83,21 @@ def migrate(url: str, revision: str = "head") -> str | None:
         connection.commit()
         before = MigrationContext.configure(connection).get_current_revision()
         connection.commit()
+        if before is not None and before not in _known_revisions():
+            raise SchemaTooNew(
+                f"The database is at revision {before}, and this version knows none after "
+                f"{newest_revision()}: run the version that migrated it, since migrations go forward only."
+            )
         configuration.attributes["connection"] = connection
-        command.upgrade(configuration, revision)
+        try:
+            command.upgrade(configuration, revision)
+        except (psycopg.errors.InsufficientPrivilege, psycopg.errors.FeatureNotSupported) as error:
+            raise DatabaseNotPrepared(error, "The schema cannot be made") from error
         connection.commit()
     return before
+
+
+def _known_revisions() -> set[str]:
+    """The revisions of this version of the project."""
+    scripts = ScriptDirectory.from_config(_configuration())
+    return {script.revision for script in scripts.walk_revisions()}
