@@ -65,10 +65,11 @@ def migrate() -> None:
 
     In production: once, before anything else of a new version is started. Forward only.
     """
-    url = Settings().database_url
-    if url is None:
+    given = Settings().database_url
+    url = "" if given is None else given.get_secret_value()
+    if not url:
         fail("SOMABRAIN_DATABASE_URL is not set; `somabrain up` migrates the embedded database")
-    before = schema.migrate(url.get_secret_value())
+    before = schema.migrate(url)
     now = schema.newest_revision()
     console.print(
         f"the schema is at {now}" + ("" if before == now else f"; it was {before or 'empty'}"),
