@@ -45,7 +45,7 @@ def prepare(server: PostgresServer, **environment: str) -> subprocess.CompletedP
 @pytest.fixture(scope="module")
 def owner_url(server: PostgresServer) -> str:
     """The URL of the role that the script makes."""
-    done = prepare(server, DATABASE_PASSWORD=PASSWORD)
+    done = prepare(server, DATABASE_PASSWORD=PASSWORD, BACKUP_PASSWORD=PASSWORD)
     assert (done.returncode, done.stderr) == (0, "")
     return f"postgresql://somabrain:{quote(PASSWORD, safe='')}@{server.host}:{server.port}/somabrain"
 
@@ -55,10 +55,11 @@ def database_of(url: str, name: str) -> str:
     return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
 
 
-def test_the_password_is_asked_for(server: PostgresServer) -> None:
-    refused = prepare(server)
-    assert refused.returncode == 3
-    assert "DATABASE_PASSWORD is not set" in refused.stderr
+def test_the_passwords_are_asked_for(server: PostgresServer) -> None:
+    for given, missing in (({}, "DATABASE_PASSWORD"), ({"DATABASE_PASSWORD": "one"}, "BACKUP_PASSWORD")):
+        refused = prepare(server, **given)
+        assert refused.returncode == 3
+        assert f"{missing} is not set" in refused.stderr
 
 
 def test_the_owner_is_no_superuser_and_all_works(owner_url: str) -> None:
@@ -74,9 +75,18 @@ def test_the_owner_is_no_superuser_and_all_works(owner_url: str) -> None:
         landed(database, [said(tenant, 0.5)])
 
 
-def test_programs_of_dagster_find_their_instance(
-    owner_url: str, valkey: ValkeyServer, tmp_path: Path
-) -> None:
+def test_who_copies_the_cluster_reads_no_table(owner_url: str) -> None:
+    migrate(owner_url)
+    url = owner_url.replace("//somabrain:", "//somabrain_backup:")
+    with psycopg.connect(url, autocommit=True) as connection:
+        assert connection.execute(
+            "SELECT rolreplication, rolsuper FROM pg_roles WHERE rolname = current_user"
+        ).fetchone() == (True, False)
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute("SELECT FROM tenants")
+
+
+def test_dagsters_programs_find_their_instance(owner_url: str, valkey: ValkeyServer, tmp_path: Path) -> None:
     environment = {
         **os.environ,
         "SOMABRAIN_HOME": str(tmp_path),
