@@ -4,9 +4,9 @@ What landed (`assets/landed.py`) is observed, aggregated by day (`assets/feedbac
 (`assets/adaptation.py`) by one job (`jobs.py`), which a sensor (`sensors/feedback.py`) runs when it sees that
 something new has landed. The same job fits weights to what feedback taught (`assets/proposals.py`). What is
 on trial (`assets/trials.py`) and what is promoted (`assets/promotion.py`) move on by sensors of their own
-(`sensors/trials.py`). Indexes (`assets/ann_index.py`) are rebuilt and the history is sealed
-(`assets/audit_seal.py`) by the calendar (`schedules.py`). Corpora to train on (`assets/corpus.py`) are made
-when somebody asks for them, of tenants that agreed.
+(`sensors/trials.py`). By the calendar (`schedules.py`) indexes are rebuilt (`assets/ann_index.py`), the
+history is sealed (`assets/audit_seal.py`) and what is too old is pruned (`assets/retention.py`). Corpora to
+train on (`assets/corpus.py`) are made when somebody asks for them, of tenants that agreed.
 """
 
 from collections.abc import Mapping
@@ -23,6 +23,7 @@ from somabrain_dagster.assets.feedback import feedback_daily_asset
 from somabrain_dagster.assets.landed import landed_assets
 from somabrain_dagster.assets.promotion import promoted_weights, served_weights
 from somabrain_dagster.assets.proposals import parameter_proposals, tenant_weights
+from somabrain_dagster.assets.retention import feedback_retention
 from somabrain_dagster.assets.trends import performance_trends
 from somabrain_dagster.assets.trials import canary_rollout, experiment_results
 from somabrain_dagster.checks.following import state_follows_what_landed
@@ -33,12 +34,13 @@ from somabrain_dagster.jobs import (
     index_rebuild,
     learning_chain,
     pooled_corpora,
+    retention,
     tenant_corpora,
 )
 from somabrain_dagster.partitions import feedback_days
 from somabrain_dagster.resources.artifacts import artifacts_resource
 from somabrain_dagster.resources.brain import brain_resource
-from somabrain_dagster.schedules import hourly_history_seal, weekly_index_rebuild
+from somabrain_dagster.schedules import daily_retention, hourly_history_seal, weekly_index_rebuild
 from somabrain_dagster.sensors.failure import run_failure_sensor
 from somabrain_dagster.sensors.feedback import feedback_landed_sensor
 from somabrain_dagster.sensors.tenants import tenants_sensor
@@ -61,6 +63,7 @@ def build_definitions(
         assets=[
             landed_assets(),
             feedback_daily_asset(days, settings.first_day),
+            feedback_retention,
             adaptation_state,
             ann_index,
             audit_seal,
@@ -81,10 +84,11 @@ def build_definitions(
             canary_look,
             index_rebuild,
             history_seal,
+            retention,
             tenant_corpora,
             pooled_corpora,
         ],
-        schedules=[weekly_index_rebuild, hourly_history_seal],
+        schedules=[weekly_index_rebuild, daily_retention, hourly_history_seal],
         sensors=[
             feedback_landed_sensor(settings, days),
             experiment_complete_sensor(settings),

@@ -9,6 +9,7 @@ from somabrain_dagster.assets.corpus import CORPUS_KINDS, corpus_key
 from somabrain_dagster.assets.landed import LANDED_KEYS
 from somabrain_dagster.assets.promotion import promoted_weights, served_weights
 from somabrain_dagster.assets.proposals import parameter_proposals, tenant_weights
+from somabrain_dagster.assets.retention import feedback_retention
 from somabrain_dagster.assets.trends import performance_trends
 from somabrain_dagster.assets.trials import canary_rollout, experiment_results
 
@@ -62,6 +63,13 @@ history_seal = dg.define_asset_job(
     "history_seal",
     selection=[audit_seal],
     description="Seal the heads of all hash chains, if any has moved.",
+    executor_def=dg.in_process_executor,
+)
+
+retention = dg.define_asset_job(
+    "retention",
+    selection=[feedback_retention],
+    description="Seal what landed too long ago, and drop it, a week at a time.",
     executor_def=dg.in_process_executor,
 )
 

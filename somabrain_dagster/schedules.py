@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from somabrain_dagster.jobs import history_seal, index_rebuild
+from somabrain_dagster.jobs import history_seal, index_rebuild, retention
 
 weekly_index_rebuild = dg.ScheduleDefinition(
     name="weekly_index_rebuild",
@@ -20,5 +20,14 @@ hourly_history_seal = dg.ScheduleDefinition(
     cron_schedule="7 * * * *",
     execution_timezone="UTC",
     description="Every hour: seal what has been recorded.",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+)
+
+daily_retention = dg.ScheduleDefinition(
+    name="daily_retention",
+    job=retention,
+    cron_schedule="30 2 * * *",
+    execution_timezone="UTC",
+    description="At half past two: make the partitions of the weeks to come, and prune what is too old.",
     default_status=dg.DefaultScheduleStatus.RUNNING,
 )

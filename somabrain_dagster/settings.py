@@ -6,7 +6,7 @@
 
 import hashlib
 import json
-from datetime import date
+from datetime import date, timedelta
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -171,6 +171,24 @@ class GuardrailSettings(BaseSettings):
         return GuardrailRule(**self.model_dump())
 
 
+class RetentionSettings(BaseSettings):
+    """How long what landed is kept, from `SOMABRAIN_RETENTION_*`.
+
+    Attributes:
+        days: feedback, recalls and token usage go once all that landed in the same week is older than this;
+            idempotency keys and counts of requests go when they are.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="SOMABRAIN_RETENTION_", frozen=True, extra="ignore")
+
+    days: float = Field(default=90.0, gt=0, le=36_500)
+
+    @property
+    def kept(self) -> timedelta:
+        """The time for which a row is kept at least."""
+        return timedelta(days=self.days)
+
+
 class Settings(BaseSettings):
     """The settings of one process, read once.
 
@@ -203,6 +221,7 @@ class Settings(BaseSettings):
         promotion_fdr: whether the false discovery rate over all experiments (LORD++) is a gate of a
             promotion, or only told.
         guardrail: the knobs of a canary's guardrails.
+        retention: how long what landed is kept.
         first_day: the first day that an event may be about; days before it are not aggregated.
         trend_false_discovery_rate: the share of false ones among the trends that are acted upon.
         trend_effect: by how many standard deviations of its residuals a tenant's utility must have risen or
@@ -243,6 +262,7 @@ class Settings(BaseSettings):
     canary: CanarySettings = Field(default_factory=CanarySettings)
     promotion_fdr: Literal["report", "enforce"] = "report"
     guardrail: GuardrailSettings = Field(default_factory=GuardrailSettings)
+    retention: RetentionSettings = Field(default_factory=RetentionSettings)
     first_day: date = date(2018, 1, 1)
     trend_false_discovery_rate: float = Field(default=TrendRule.false_discovery_rate, gt=0, lt=1)
     trend_effect: float = Field(default=TrendRule.effect, ge=0)

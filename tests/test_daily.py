@@ -156,13 +156,22 @@ def test_what_was_counted_of_pruned_events_stands(database: Database) -> None:
 
     made = aggregated(database, 0, 1)
 
-    assert counts(database) == {
-        (pruned, day(0)): 3,
-        (pruned, day(1)): 1,
-        (whole, day(0)): 1,
-        (whole, day(1)): 1,
-    }
-    assert made.kept == 1
+    expected = {(pruned, day(0)): 4, (pruned, day(1)): 1, (whole, day(0)): 1, (whole, day(1)): 1}
+    assert counts(database) == expected, "what is new is added to it"
+    assert made.kept == 0
+    ((events, utility_sum, square_sum),) = owner(
+        database,
+        "SELECT events, utility_sum, utility_square_sum FROM feedback_daily "
+        "WHERE tenant_id = %s AND day = %s",
+        pruned,
+        day(0),
+    )
+    assert (events, utility_sum, square_sum) == (4, 4 * 0.5, 4 * 0.25)
+
+    again = aggregated(database, 0, 1)
+
+    assert counts(database) == expected, "and once only"
+    assert again.kept == 1
 
 
 def test_a_log_that_was_rewound_is_read_again_from_its_start(database: Database) -> None:

@@ -35,6 +35,11 @@ ASSETS = {
     "performance_trends": ("learning", {"postgres", "scipy"}, {"feedback_events", "adaptation_state"}),
     "ann_index": ("operations", {"postgres"}, {"memories"}),
     "audit_seal": ("operations", {"postgres"}, {"feedback_events"}),
+    "feedback_retention": (
+        "operations",
+        {"postgres"},
+        {"feedback_events", "recalls", "token_usage", "feedback_daily"},
+    ),
     "enhancement_report": ("evaluation", {"postgres", "numpy"}, set()),
     "parameter_proposals": (
         "learning",
@@ -73,9 +78,11 @@ CHECKS = {
     ("adaptation_state", "no_gap_in_versions"): True,
     ("adaptation_state", "hash_chain_intact"): True,
     ("adaptation_state", "bounds_hold"): False,
+    ("adaptation_state", "pruned_events_are_sealed"): True,
     ("adaptation_state", "state_follows_what_landed"): False,
     ("performance_trends", "no_trend_is_surer_than_its_series_allows"): True,
     ("ann_index", "recall_at_10"): True,
+    ("feedback_retention", "nothing_is_overdue"): False,
     ("parameter_proposals", "accepted_proposals_pass_their_gates"): True,
     ("experiment_results", "every_analysis_is_that_of_its_sessions"): True,
     ("canary_rollout", "every_look_decides_what_its_numbers_say"): True,
@@ -93,7 +100,7 @@ CHECKS = {
     },
 }
 BY_HAND = {"enhancement_report"} | CORPORA
-BY_CALENDAR = {"ann_index", "audit_seal"}
+BY_CALENDAR = {"ann_index", "audit_seal", "feedback_retention"}
 ON_TRIAL = {"experiment_results", "canary_rollout", "promoted_weights", "served_weights"}
 JOBS = {
     "learning_chain": set(ASSETS) - BY_HAND - BY_CALENDAR - ON_TRIAL,
@@ -101,12 +108,14 @@ JOBS = {
     "canary_look": {"canary_rollout", "promoted_weights", "served_weights"},
     "index_rebuild": {"ann_index"},
     "history_seal": {"audit_seal"},
+    "retention": {"feedback_retention"},
     "tenant_corpora": CORPORA - POOLED,
     "pooled_corpora": POOLED,
 }
 SCHEDULES = {
     "weekly_index_rebuild": ("index_rebuild", "0 3 * * 0", "UTC"),
     "hourly_history_seal": ("history_seal", "7 * * * *", "UTC"),
+    "daily_retention": ("retention", "30 2 * * *", "UTC"),
 }
 SENSORS = {
     "feedback_landed": {"learning_chain"},

@@ -20,6 +20,7 @@ from somabrain_dagster.store.feedback_contract import parse_feedback
 from somabrain_dagster.store.keys import create_key
 from somabrain_dagster.store.landing import Landed, land
 from somabrain_dagster.store.memories import Link, link_all, parse_memory, remember_all
+from somabrain_dagster.store.retention import place_hold
 from somabrain_dagster.store.usage import TokenUsage, record_tokens
 
 CONFIGURATION = LearningConfiguration()
@@ -186,6 +187,24 @@ def live(database: Database, tenant: str) -> None:
             (tenant,),
         )
         _tried(connection, tenant)
+        place_hold(connection, tenant, "ada", "a case")
+    with database.as_owner() as connection:
+        ((pruning,),) = connection.execute(
+            """
+            INSERT INTO prunings (
+                relation, partition, begins, ends, actor, decided_at, tenants, rows, bytes
+            ) VALUES ('token_usage', 'a_week', now(), 'infinity', 'ada', now(), 1, 1, 1)
+            RETURNING pruning_id
+            """
+        ).fetchall()
+        connection.execute(
+            """
+            INSERT INTO seals (
+                tenant_id, pruning_id, relation, begins, ends, rows, first_id, last_id, root
+            ) VALUES (%s, %s, 'token_usage', now(), now(), 1, 1, 1, sha256(''))
+            """,
+            (tenant, pruning),
+        )
 
 
 def _tried(connection: Connection, tenant: str) -> None:

@@ -19,6 +19,7 @@ from somabrain_dagster.store.verification import (
     GAPS,
     REDERIVATION,
     REPLAY,
+    SEALS,
     Finding,
     WeightLog,
     verify,
@@ -70,6 +71,12 @@ _CLAIMS = (
         "break it breaks a proof that does.",
         blocking=False,
     ),
+    _Claim(
+        "pruned_events_are_sealed",
+        SEALS,
+        "The seal of feedback that is gone is the one that the digests in the log give, and the seals of "
+        "each pruning are those that the audit trail recorded.",
+    ),
 )
 
 
@@ -111,6 +118,10 @@ def adaptation_state(
             "tenants": len(heads),
             "changes": int(log.log.lengths.sum()),
             "events": sum(head.feedback_seq for head in heads),
+            "events that are sealed": verification.sealed_events,
+            "derived again from feedback since": "the first"
+            if verification.derived_since is None
+            else verification.derived_since.isoformat(),
             **(
                 {"paths of the weights": plot(draw_paths(log, most_changed[:DRAWN_TENANTS]), "weights")}
                 if heads

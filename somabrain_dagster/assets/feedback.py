@@ -28,7 +28,8 @@ def feedback_daily_asset(days: dg.DailyPartitionsDefinition, first_day: date) ->
         description="Each tenant's feedback of a day (UTC, by when it happened): the number of events and "
         "sessions, and the sums and sums of squares of utility and reward, from which the mean and variance "
         "of any span follow. A run replaces its days in one transaction; a day that lost its events loses "
-        "its row, but what was counted of raw events that were pruned stands.",
+        "its row. What was counted of raw events that were pruned stands, and what is new is added to it; a "
+        "run of days that are pruned altogether is refused.",
         deps=[FEEDBACK_EVENTS],
         partitions_def=days,
         backfill_policy=dg.BackfillPolicy.single_run(),
@@ -48,6 +49,12 @@ def feedback_daily_asset(days: dg.DailyPartitionsDefinition, first_day: date) ->
                 connection, date.fromisoformat(span.start), date.fromisoformat(span.end), first_day
             )
             columns = read_columns_of(connection, "feedback_daily")
+        if made.rows and made.kept == made.rows:
+            raise dg.Failure(
+                f"nothing is left to count of {span.start} to {span.end}: the raw events are pruned, and "
+                "what was counted of them stands",
+                allow_retries=False,
+            )
         if made.kept:
             context.log.warning("%d rows stay as they were: raw events that they count are pruned", made.kept)
         _describe_days(context, span, made)

@@ -10,6 +10,7 @@ from somabrain_dagster.resources.brain import Brain
 from somabrain_dagster.store.database import Connection
 from somabrain_dagster.store.landed import CountedTable, read_columns_of, read_landed
 from somabrain_dagster.store.positions import position, read_heads
+from somabrain_dagster.store.retention import count_pruned
 
 FEEDBACK_EVENTS = dg.AssetKey("feedback_events")
 
@@ -66,11 +67,13 @@ def landed_assets() -> dg.AssetsDefinition:
 
 def _observe_feedback(connection: Connection) -> dg.ObserveResult:
     heads = read_heads(connection)
+    pruned = count_pruned(connection, "feedback_events")
     return dg.ObserveResult(
         asset_key=FEEDBACK_EVENTS,
         data_version=dg.DataVersion(position(heads)),
         metadata={
-            "dagster/row_count": sum(head.feedback_seq for head in heads),
+            "dagster/row_count": sum(head.feedback_seq for head in heads) - pruned,
+            "events that are pruned": pruned,
             "dagster/column_schema": column_schema(read_columns_of(connection, "feedback_events")),
             "position": position(heads),
             "tenants": len(heads),

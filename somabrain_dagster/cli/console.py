@@ -21,7 +21,7 @@ from somabrain_dagster.operations import chitchat, kafka, servers
 from somabrain_dagster.operations.lines import CannotImport
 from somabrain_dagster.operations.summary import Progress
 from somabrain_dagster.settings import Settings
-from somabrain_dagster.store import canaries, experiments, keys, promoting, promotions, trials
+from somabrain_dagster.store import canaries, experiments, keys, promoting, promotions, retention, trials
 from somabrain_dagster.store.adaptation import InvalidTenant, UnknownTenant
 from somabrain_dagster.store.cache import SnapshotCache
 from somabrain_dagster.store.database import Database, DatabaseNotPrepared, DatabaseUnreachable
@@ -72,6 +72,9 @@ def explained(command: Callable[P, R]) -> Callable[P, R]:
             promoting.PromotionRefused,
             promotions.InvalidWeights,
             promotions.NothingPromoted,
+            retention.AlreadyHeld,
+            retention.NotHeld,
+            retention.RetentionRuns,
             trials.TrialRunning,
             keys.TooManyKeys,
             keys.UnknownKey,
@@ -90,8 +93,11 @@ def wrong_settings(error: pydantic.ValidationError | SettingsError) -> str:
     if isinstance(error, SettingsError):
         field = str(error).split('"')[1]
         return f"SOMABRAIN_{field.upper()} must be JSON"
+    # Knobs of one kind are a model of their own, named for the prefix of their variables.
+    kind = error.title.removesuffix("Settings")
     return "\n".join(
-        f"SOMABRAIN_{'_'.join(map(str, detail['loc'])).upper()}: {detail['msg']}" for detail in error.errors()
+        f"{'_'.join(filter(None, ('SOMABRAIN', kind, *map(str, detail['loc'])))).upper()}: {detail['msg']}"
+        for detail in error.errors()
     )
 
 

@@ -17,6 +17,7 @@ from somabrain_dagster.cli.audit import audit
 from somabrain_dagster.cli.console import actor, console, explained, fail, opened, watched
 from somabrain_dagster.cli.corpus import corpus, tenant_delete, tenant_learning_loop
 from somabrain_dagster.cli.kafka import kafka
+from somabrain_dagster.cli.retention import retention
 from somabrain_dagster.cli.trials import canary, experiment, weights
 from somabrain_dagster.learning.features import FEATURES
 from somabrain_dagster.learning.weights import WEIGHTS, to_units
@@ -48,6 +49,7 @@ main.add_command(weights)
 main.add_command(corpus)
 main.add_command(kafka)
 main.add_command(audit)
+main.add_command(retention)
 
 
 @main.command()
@@ -133,6 +135,13 @@ def show_verification(verification: Verification, most: int = 20) -> None:
             console.print(f"    {finding}", highlight=False)
         if len(findings) > most:
             console.print(f"    … and {len(findings) - most:,} more", highlight=False)
+    if verification.derived_since is not None:
+        console.print(
+            f"{verification.sealed_events:,} events that landed before {verification.derived_since:%Y-%m-%d} "
+            "are sealed: which they were is proven by the log, what they said is derived again only where it "
+            "is kept",
+            highlight=False,
+        )
 
 
 @main.command()

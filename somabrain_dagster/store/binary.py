@@ -9,11 +9,19 @@ from psycopg import sql
 
 from somabrain_dagster.store.database import Connection
 
-Kind = Literal["int2", "int4", "int8", "float8", "bool", "digest"] | int
+Kind = Literal["int2", "int4", "int8", "float8", "bool", "digest", "timestamptz"] | int
 """The type of a column; a number n stands for a bigint[] of n elements."""
 
 _SIGNATURE = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
-_SCALARS = {"int2": ">i2", "int4": ">i4", "int8": ">i8", "float8": ">f8", "bool": "?", "digest": "V32"}
+_SCALARS = {
+    "int2": ">i2",
+    "int4": ">i4",
+    "int8": ">i8",
+    "float8": ">f8",
+    "bool": "?",
+    "digest": "V32",
+    "timestamptz": ">i8",
+}
 _ARRAY_HEADER = np.dtype([("shape", "V20")])
 _ELEMENT = np.dtype([("size", ">i4"), ("value", ">i8")])
 
@@ -29,7 +37,8 @@ def read_columns(
         columns: the type of each: a scalar, or the length n of a bigint[].
 
     Returns:
-        For each column an array (N,), or (N, n) for a bigint[], in the machine's byte order; a digest is V32.
+        For each column an array (N,), or (N, n) for a bigint[], in the machine's byte order; a digest is V32,
+        a timestamptz the microseconds since 2000.
 
     Raises:
         ValueError: a row is of another size: a column is null or of another type or length.

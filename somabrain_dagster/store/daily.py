@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
+from psycopg import sql
+
 from somabrain_dagster.store.database import Connection
 from somabrain_dagster.store.positions import (
     BEHIND,
@@ -137,31 +139,41 @@ def aggregate(connection: Connection, first: date, last: date, first_day: date) 
     written = connection.execute(
         f"""
         WITH {BEHIND},
-        counted AS (
+        said AS (
             SELECT
-                e.tenant_id, (e.occurred_at AT TIME ZONE 'UTC')::date AS day,
-                count(*) AS events, count(DISTINCT e.session_id) AS sessions,
-                sum(e.utility ORDER BY e.seq) AS utility_sum,
-                sum(e.utility * e.utility ORDER BY e.seq) AS utility_square_sum,
-                sum(coalesce(e.reward, e.utility) ORDER BY e.seq) AS reward_sum,
-                sum(coalesce(e.reward, e.utility) ^ 2 ORDER BY e.seq) AS reward_square_sum,
-                count(*) FILTER (WHERE b.tenant_id IS NULL OR e.seq <= b.seen_seq) AS seen
+                e.tenant_id, (e.occurred_at AT TIME ZONE 'UTC')::date AS day, e.seq, e.session_id, e.utility,
+                coalesce(e.reward, e.utility) AS reward,
+                b.tenant_id IS NULL OR e.seq <= b.seen_seq AS seen, b.seen_seq
             FROM feedback_events e
             JOIN unnest(%(tenants)s::text[], %(seqs)s::bigint[]) AS h (tenant_id, feedback_seq)
                 ON h.tenant_id = e.tenant_id AND e.seq <= h.feedback_seq
             LEFT JOIN behind b ON b.tenant_id = e.tenant_id
             WHERE e.occurred_at >= %(first)s::date::timestamp AT TIME ZONE 'UTC'
                 AND e.occurred_at < (%(last)s::date + 1)::timestamp AT TIME ZONE 'UTC'
-            GROUP BY e.tenant_id, day
+        ),
+        stands AS (
+            SELECT d.* FROM feedback_daily d
+            JOIN (
+                SELECT tenant_id, day, count(*) FILTER (WHERE seen) AS events
+                FROM said GROUP BY tenant_id, day
+            ) AS there USING (tenant_id, day)
+            WHERE d.events > there.events
         )
         INSERT INTO feedback_daily (
             tenant_id, day, events, sessions, utility_sum, utility_square_sum, reward_sum, reward_square_sum
         )
         SELECT
-            c.tenant_id, c.day, c.events, c.sessions,
-            c.utility_sum, c.utility_square_sum, c.reward_sum, c.reward_square_sum
-        FROM counted c LEFT JOIN feedback_daily d USING (tenant_id, day)
-        WHERE d.events IS NULL OR d.events <= c.seen
+            tenant_id, day,
+            coalesce(d.events, 0) + count(*),
+            coalesce(d.sessions, 0) + count(DISTINCT s.session_id),
+            coalesce(d.utility_sum, 0) + sum(s.utility ORDER BY s.seq),
+            coalesce(d.utility_square_sum, 0) + sum(s.utility * s.utility ORDER BY s.seq),
+            coalesce(d.reward_sum, 0) + sum(s.reward ORDER BY s.seq),
+            coalesce(d.reward_square_sum, 0) + sum(s.reward ^ 2 ORDER BY s.seq)
+        FROM said s LEFT JOIN stands d USING (tenant_id, day)
+        WHERE d.events IS NULL OR (NOT s.seen AND s.seen_seq > 0)
+        GROUP BY tenant_id, day, d.events, d.sessions, d.utility_sum, d.utility_square_sum, d.reward_sum,
+            d.reward_square_sum
         ON CONFLICT (tenant_id, day) DO UPDATE SET (
             events, sessions, utility_sum, utility_square_sum, reward_sum, reward_square_sum, aggregated_at
         ) = (
@@ -204,3 +216,56 @@ def read_days(connection: Connection, first: date, last: date) -> list[Day]:
         (first, last),
     )
     return [Day(*row) for row in rows]
+
+
+@dataclass(frozen=True)
+class Uncounted:
+    """Feedback of a partition that no aggregate counts.
+
+    Attributes:
+        day: that it is about; None where the tenant's mark is not past it.
+        events: how many there are of it in the partition.
+    """
+
+    tenant_id: str
+    day: date | None
+    events: int
+
+    def __str__(self) -> str:
+        about = "beyond the mark of feedback_daily" if self.day is None else f"about {self.day}"
+        return f"{self.events:,} events of {self.tenant_id} {about}"
+
+
+def read_uncounted(connection: Connection, partition: str, first_day: date) -> list[Uncounted]:
+    """What would be forgotten if a partition of feedback were dropped now.
+
+    Args:
+        connection: an owner's.
+        partition: its name.
+        first_day: events about earlier days are never aggregated.
+    """
+    rows = connection.execute(
+        sql.SQL(
+            """
+            WITH days AS (
+                SELECT
+                    tenant_id, (occurred_at AT TIME ZONE 'UTC')::date AS day, count(*) AS events,
+                    max(seq) AS last_seq
+                FROM {partition} GROUP BY tenant_id, day
+            )
+            SELECT tenant_id, NULL::date, sum(t.events)::bigint FROM days t
+            LEFT JOIN (SELECT * FROM log_marks WHERE consumer = {consumer}) AS m USING (tenant_id)
+            LEFT JOIN weight_changes c USING (tenant_id, version)
+            GROUP BY tenant_id, m.feedback_seq, m.hash, c.hash
+            HAVING max(t.last_seq) > coalesce(m.feedback_seq, 0) OR m.hash IS DISTINCT FROM c.hash
+            UNION ALL
+            SELECT tenant_id, day, t.events FROM days t LEFT JOIN feedback_daily d USING (tenant_id, day)
+            WHERE day >= {first_day} AND coalesce(d.events, 0) < t.events
+            """
+        ).format(
+            partition=sql.Identifier(partition),
+            consumer=sql.Literal(FEEDBACK_DAILY),
+            first_day=sql.Literal(first_day),
+        )
+    )
+    return sorted((Uncounted(*row) for row in rows), key=str)

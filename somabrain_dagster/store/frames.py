@@ -46,8 +46,13 @@ def double(value: float | None) -> bytes:
 
 
 def timestamp(value: datetime) -> bytes:
-    """A timestamptz: microseconds since 2000."""
-    return _pack_bigint(8, (value - POSTGRES_EPOCH) // _MICROSECOND)
+    """A timestamptz."""
+    return _pack_bigint(8, microseconds(value))
+
+
+def microseconds(value: datetime) -> int:
+    """A timestamptz as Postgres counts it: microseconds since 2000."""
+    return (value - POSTGRES_EPOCH) // _MICROSECOND
 
 
 def bigints(values: list[int] | None) -> bytes:

@@ -45,6 +45,7 @@ from somabrain_dagster.store.cache import Publisher
 from somabrain_dagster.store.canonical import canonical_json
 from somabrain_dagster.store.database import Connection, Database
 from somabrain_dagster.store.feedback_contract import Feedback, Helpful
+from somabrain_dagster.store.partition_seals import within_seals
 from somabrain_dagster.store.trials import Trials, ask_trials, trials_of
 from somabrain_dagster.store.weight_log import WeightChange, chained, insert_changes
 
@@ -77,8 +78,8 @@ class Refused:
     """An event that is not landed, and why.
 
     Attributes:
-        code: unknown_tenant, unknown_recall, outdated_recall, unknown_candidate, key_reused,
-            invalid_configuration or database.
+        code: unknown_tenant, unknown_recall, pruned_recall, outdated_recall, unknown_candidate,
+            key_reused, invalid_configuration or database.
         reason: for the person who sent it.
     """
 
@@ -193,6 +194,8 @@ def _land_together(
             (tenant, recall): logged_recall(*logged) if registry == REGISTRY_VERSION else None
             for tenant, recall, registry, *logged in named
         }
+        absent = about - recalls.keys()
+        pruned = within_seals(connection, absent) if absent else set()
 
         outcomes: list[Outcome | None] = [None] * len(batch)
         first_with_key: dict[tuple[str, str], int] = {}
@@ -203,7 +206,9 @@ def _land_together(
             if feedback.idempotency_key and key in answers:
                 outcomes[position] = _same_answer(feedback, *answers[key])
                 continue
-            outcomes[position] = misconfigured.get(feedback.tenant_id) or _refusal(feedback, tenants, recalls)
+            outcomes[position] = misconfigured.get(feedback.tenant_id) or _refusal(
+                feedback, tenants, recalls, pruned
+            )
             if feedback.idempotency_key and outcomes[position] is None:
                 first_with_key[key] = position
 
@@ -308,7 +313,10 @@ def _answer_of_first(
 
 
 def _refusal(
-    feedback: Feedback, tenants: dict[str, _Tenant], recalls: dict[tuple[str, int], LoggedRecall | None]
+    feedback: Feedback,
+    tenants: dict[str, _Tenant],
+    recalls: dict[tuple[str, int], LoggedRecall | None],
+    pruned: Collection[tuple[str, int]],
 ) -> Refused | None:
     """Why the event cannot be landed, if it cannot.
 
@@ -316,11 +324,18 @@ def _refusal(
         feedback: the event.
         tenants: those that exist.
         recalls: those that exist; None where the features are of another registry.
+        pruned: those of the others that are of a time whose recalls are pruned.
     """
     if feedback.tenant_id not in tenants:
         return Refused("unknown_tenant", str(UnknownTenant(feedback.tenant_id)))
     if feedback.recall_id is None:
         return None
+    if (feedback.tenant_id, feedback.recall_id) in pruned:
+        return Refused(
+            "pruned_recall",
+            f"recall {feedback.recall_id} of tenant {feedback.tenant_id!r} is of a time whose recalls are "
+            "pruned: send what is said of its session without `recall_id`",
+        )
     if (feedback.tenant_id, feedback.recall_id) not in recalls:
         return Refused(
             "unknown_recall",

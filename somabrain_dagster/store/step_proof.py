@@ -3,7 +3,7 @@
 The recall's log says which coordinates the step looked at, how many of them repeat, and which serotonin it
 met. What can be known without it is checked too: the coordinates end with the recall's own hits, memories
 that occur twice are repeats, and serotonin is what the last feedback before the step left, or what a
-configuration holds that has been in force since.
+configuration holds that has been in force since. Of a step whose recall is pruned nothing is said.
 """
 
 from collections.abc import Iterator, Mapping
@@ -47,6 +47,10 @@ def step_problems(
             """
             SELECT
                 c.tenant_id, c.version, c.configuration, h.configuration, c.answered IS NOT NULL, e.serotonin,
+                r.recall_id IS NULL AND EXISTS (
+                    SELECT FROM seals s WHERE s.tenant_id = c.tenant_id AND s.relation = 'recalls'
+                        AND c.recall_id BETWEEN s.first_id AND s.last_id
+                ),
                 c.shift, c.low IS NOT NULL, r.recall_id, r.hits, r.recalled, r.repeated, r.serotonin
             FROM (
                 SELECT
@@ -65,7 +69,9 @@ def step_problems(
             """,
             {"feedback": FEEDBACK, "diversity": DIVERSITY, "holding": list(holding)},
         )
-        for tenant_id, version, digest, held, answered, left, *rest in cursor:
+        for tenant_id, version, digest, held, answered, left, pruned, *rest in cursor:
+            if pruned:
+                continue
             if held is not None:
                 left = holding[held]
             elif not answered:

@@ -1,12 +1,17 @@
-"""Two proofs about a tenant's weights, and the chain that holds the log together.
+"""Two proofs about a tenant's weights, the chain that holds the log together, and the seals of what is gone.
 
 Replay: the fold of the stored shifts equals the live state. Rederivation: each stored shift is what the
 rule makes of its event, its logged recall, its recorded neuromodulators and the configuration that it names.
 Replay alone would be content with a log that was forged from end to end. All comparisons are exact.
+
+Replay speaks of the whole log, which is never pruned. Rederivation speaks of the events and recalls that are
+kept. An event that is gone must be within a seal, and the seal must be the one that the digests in the log
+give: so of pruned feedback it stays proven which it was, though no longer what it said.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import msgspec
 import numpy as np
@@ -37,17 +42,21 @@ from somabrain_dagster.store.adaptation import (
     read_configurations,
     read_states,
 )
+from somabrain_dagster.store.audit import SYSTEM
 from somabrain_dagster.store.binary import Kind, read_columns
 from somabrain_dagster.store.changes import RESET, ROLLBACK, SCALES
 from somabrain_dagster.store.database import Connection
 from somabrain_dagster.store.feedback_contract import Helpful
+from somabrain_dagster.store.frames import microseconds
 from somabrain_dagster.store.landing import credited_signals, event_digest, logged_recall
+from somabrain_dagster.store.partition_seals import Seal, read_seals, root_of, root_of_seals, within_seals
 from somabrain_dagster.store.promotions import (
     PROMOTION,
     PROMOTION_ROLLBACK,
     Promotion,
     read_promotions,
 )
+from somabrain_dagster.store.retention import PRUNED
 from somabrain_dagster.store.scales import FIRST_SCALES, list_scales, read_scale_versions
 from somabrain_dagster.store.steering import DIVERSITY
 from somabrain_dagster.store.step_proof import step_problems
@@ -61,7 +70,8 @@ REDERIVATION = "every shift is rederived from its event"
 GAPS = "versions have no gap"
 CHAIN = "the hash chain is intact"
 BOUNDS = "weights are within their bounds"
-CLAIMS = (REPLAY, REDERIVATION, GAPS, CHAIN, BOUNDS)
+SEALS = "what was pruned is what its seals say"
+CLAIMS = (REPLAY, REDERIVATION, GAPS, CHAIN, BOUNDS, SEALS)
 
 _CAUSES = (
     START,
@@ -121,6 +131,8 @@ class WeightLog:
         scales: by version.
         scale_versions: (T,) the scales that each tenant's recalls use.
         fits: of tenants to their own feedback, by tenant and the version that carried them out.
+        seals: of feedback that was pruned, or is about to be.
+        sealed: (N,) positions in the seals of the event that the change answers, −1 where it is not sealed.
         states: (T,) the live states.
     """
 
@@ -139,6 +151,8 @@ class WeightLog:
     scales: Mapping[int, Scales]
     scale_versions: Integers
     fits: Mapping[tuple[str, int], TenantFit]
+    seals: list[Seal]
+    sealed: Integers
     states: list[AdaptationState]
 
     @property
@@ -168,6 +182,7 @@ class WeightLog:
 _LOG_COLUMNS: Mapping[str, Kind] = {
     "tenant": "int4",
     "version": "int8",
+    "landed": "timestamptz",
     "cause": "int4",
     "explicit": "bool",
     "shift": _K,
@@ -196,7 +211,8 @@ def read_log(connection: Connection) -> WeightLog:
         sql.SQL(
             """
             SELECT
-                t.position::int4 - 1, c.version, coalesce(array_position({causes}, c.cause), 0) - 1,
+                t.position::int4 - 1, c.version, c.created_at,
+                coalesce(array_position({causes}, c.cause), 0) - 1,
                 c.low IS NOT NULL, c.shift, coalesce(c.low, {zeros}), coalesce(c.high, {zeros}), c.after,
                 coalesce(array_position({digests}, c.configuration), 0) - 1,
                 coalesce(c.event_seq, 0), coalesce(c.event_digest, {nothing}),
@@ -219,10 +235,13 @@ def read_log(connection: Connection) -> WeightLog:
     for position, configuration in enumerate(known):
         inherits = ~columns["explicit"] & (columns["configuration"] == position)
         low[inherits], high[inherits] = configuration.low_nanos, configuration.high_nanos
+    tenants = [state.tenant_id for state in states]
+    lengths = np.bincount(columns["tenant"], minlength=len(states))
+    seals = read_seals(connection, "feedback_events")
     return WeightLog(
-        tenants=[state.tenant_id for state in states],
+        tenants=tenants,
         log=Log(
-            lengths=np.bincount(columns["tenant"], minlength=len(states)),
+            lengths=lengths,
             versions=columns["version"],
             shifts=Shifts(columns["shift"], low, high),
             after=columns["after"],
@@ -242,8 +261,27 @@ def read_log(connection: Connection) -> WeightLog:
             read_scale_versions(connection, [state.tenant_id for state in states]), dtype=np.int64
         ),
         fits={(fit.tenant_id, fit.applied_version or 0): fit for fit in read_applied_fits(connection)},
+        seals=seals,
+        sealed=_sealed(seals, tenants, lengths, columns["landed"], columns["event_seq"]),
         states=states,
     )
+
+
+def _sealed(
+    seals: Sequence[Seal], tenants: Sequence[str], lengths: Integers, landed: Integers, event_seqs: Integers
+) -> Integers:
+    """Which seal holds the event of each change: an event and its change land at one instant."""
+    sealed = np.full(len(landed), -1, dtype=np.int64)
+    ends = np.cumsum(lengths)
+    rows_of = {
+        tenant: slice(end - length, end)
+        for tenant, end, length in zip(tenants, ends.tolist(), lengths.tolist(), strict=True)
+    }
+    for position, seal in enumerate(seals):
+        own = rows_of.get(seal.tenant_id, slice(0))
+        within = (landed[own] >= microseconds(seal.begins)) & (landed[own] < microseconds(seal.ends))
+        sealed[own][within & (event_seqs[own] > 0)] = position
+    return sealed
 
 
 def replay_findings(log: WeightLog) -> Iterator[Finding]:
@@ -332,13 +370,15 @@ def chain_findings(connection: Connection) -> Iterator[Finding]:
 
 @dataclass(frozen=True, eq=False)
 class _Events:
-    """The feedback events, sorted by tenant and seq."""
+    """The feedback events that are there, sorted by tenant and seq; whether the recall is, too, of each."""
 
     tenants: Integers
     seqs: Integers
     utility: Floats
     reward: Floats
+    recall_ids: Integers
     named: NDArray[np.bool_]
+    recalled: NDArray[np.bool_]
     signals: Floats
     recorded: Floats
     digests: NDArray[np.void]
@@ -360,6 +400,7 @@ _EVENT_COLUMNS: Mapping[str, Kind] = {
     "seq": "int8",
     "utility": "float8",
     "reward": "float8",
+    "recall": "int8",
     "named": "bool",
     **dict.fromkeys(_LEVELS, "float8"),
     "digest": "digest",
@@ -373,7 +414,8 @@ def _read_events(connection: Connection, tenants: Sequence[str]) -> _Events:
         sql.SQL(
             """
             SELECT
-                t.position::int4 - 1, e.seq, e.utility, coalesce(e.reward, e.utility), e.helpful IS NOT NULL,
+                t.position::int4 - 1, e.seq, e.utility, coalesce(e.reward, e.utility),
+                coalesce(e.recall_id, 0), e.helpful IS NOT NULL,
                 e.delta, e.dopamine, e.serotonin, e.noradrenaline, e.acetylcholine,
                 e.reward_mean, e.reward_variance, e.digest
             FROM feedback_events e
@@ -384,6 +426,7 @@ def _read_events(connection: Connection, tenants: Sequence[str]) -> _Events:
         _EVENT_COLUMNS,
     )
     signals = np.zeros((len(columns["seq"]), len(FEATURES)))
+    recalled = np.ones(len(columns["seq"]), dtype=np.bool_)
     if columns["named"].any():
         named = connection.execute(
             sql.SQL(
@@ -391,15 +434,17 @@ def _read_events(connection: Connection, tenants: Sequence[str]) -> _Events:
                 SELECT e.helpful, r.candidate_ids, r.features, r.expected
                 FROM feedback_events e
                 JOIN unnest({}) WITH ORDINALITY AS t (tenant_id, position) USING (tenant_id)
-                JOIN recalls r USING (tenant_id, recall_id)
+                LEFT JOIN recalls r USING (tenant_id, recall_id)
                 WHERE e.helpful IS NOT NULL ORDER BY e.tenant_id, e.seq
                 """
             ).format(order)
-        )
-        signals[columns["named"]] = credited_signals(
+        ).fetchall()
+        recalled[columns["named"]] = [candidates is not None for _, candidates, *_ in named]
+        signals[columns["named"] & recalled] = credited_signals(
             [
-                (msgspec.convert(helpful, tuple[Helpful, ...]), logged_recall(*recall))
-                for helpful, *recall in named
+                (msgspec.convert(helpful, tuple[Helpful, ...]), logged_recall(candidates, *rest))
+                for helpful, candidates, *rest in named
+                if candidates is not None
             ]
         )
     return _Events(
@@ -407,7 +452,9 @@ def _read_events(connection: Connection, tenants: Sequence[str]) -> _Events:
         seqs=columns["seq"],
         utility=columns["utility"],
         reward=columns["reward"],
+        recall_ids=columns["recall"],
         named=columns["named"],
+        recalled=recalled,
         signals=signals,
         recorded=np.column_stack([columns[name] for name in _LEVELS]),
         digests=columns["digest"],
@@ -415,7 +462,7 @@ def _read_events(connection: Connection, tenants: Sequence[str]) -> _Events:
 
 
 def rederivation_findings(connection: Connection, log: WeightLog) -> Iterator[Finding]:
-    """Changes that are not what the rules make of what they name.
+    """Changes that are not what the rules make of what they name, as far as that is kept.
 
     Args:
         connection: the snapshot that the log was read in.
@@ -426,7 +473,7 @@ def rederivation_findings(connection: Connection, log: WeightLog) -> Iterator[Fi
     changes = _keys(log.owners[answers], log.event_seqs[answers])
     landed = _keys(events.tenants, events.seqs)
 
-    for row in answers[~np.isin(changes, landed)].tolist():
+    for row in answers[~np.isin(changes, landed) & (log.sealed[answers] < 0)].tolist():
         yield _underived(log, row, f"its event {log.event_seqs[row]} is not there")
     for event in np.flatnonzero(~np.isin(landed, changes)).tolist():
         message = f"the event {events.seqs[event]} has no change of weights"
@@ -440,6 +487,12 @@ def rederivation_findings(connection: Connection, log: WeightLog) -> Iterator[Fi
     for row in rows[log.explicit[rows]].tolist():
         yield _underived(log, row, "feedback does not set bounds, yet the row has some")
 
+    lost = np.flatnonzero(~events.recalled[matched])
+    pruned = within_seals(connection, [_recall_of(log, events, event) for event in matched[lost].tolist()])
+    for row, event in zip(rows[lost].tolist(), matched[lost].tolist(), strict=True):
+        if _recall_of(log, events, event) not in pruned:
+            yield _underived(log, row, f"the recall {events.recall_ids[event]} of its event is not there")
+
     for position, configuration in enumerate(log.known):
         under = log.configurations[rows] == position
         yield from _rederive(log, rows[under], events, matched[under], configuration)
@@ -451,6 +504,10 @@ def rederivation_findings(connection: Connection, log: WeightLog) -> Iterator[Fi
     configurations = {bytes.fromhex(known.digest): known for known in log.known}
     for problem in step_problems(connection, configurations):
         yield Finding(REDERIVATION, problem.tenant_id, problem.version, problem.message)
+
+
+def _recall_of(log: WeightLog, events: _Events, event: int) -> tuple[str, int]:
+    return log.tenants[events.tenants[event]], int(events.recall_ids[event])
 
 
 def _keys(tenants: Integers, seqs: Integers) -> Integers:
@@ -482,7 +539,7 @@ def _rederive(
         events.recorded[matched, _DOPAMINE],
     )
     stored = log.log.shifts.shift[rows]
-    for place, weight in np.argwhere(stored != derived).tolist():
+    for place, weight in np.argwhere((stored != derived) & events.recalled[matched, None]).tolist():
         row = int(rows[place])
         yield _underived(
             log,
@@ -709,6 +766,9 @@ def _rederive_rollback(
     answered = log.event_seqs[first + since : row]
     answered = answered[answered > 0]
     own = (events.tenants == owner) & np.isin(events.seqs, answered)
+    looked_at = answered[-configuration.guard.window :]
+    if not np.isin(looked_at, events.seqs[own]).all():
+        return  # pruned; or said already
     rewards = to_micros(events.reward[own])
     if first_trip(rewards[:-1], rewards[-1:], configuration.guard) != 0:
         yield _underived(log, row, "the rewards before it do not trip the guard")
@@ -726,12 +786,63 @@ def event_findings(connection: Connection) -> Iterator[Finding]:
                 yield Finding(CHAIN, row["tenant_id"], None, message)
 
 
+def seal_findings(connection: Connection, log: WeightLog) -> Iterator[Finding]:
+    """Seals that are not what the log or the audit trail gives.
+
+    Args:
+        connection: the snapshot that the log was read in.
+        log: the whole log.
+    """
+    order = np.argsort(log.sealed, kind="stable")
+    firsts = np.searchsorted(log.sealed[order], np.arange(len(log.seals) + 1))
+    for position, seal in enumerate(log.seals):
+        rows = order[firsts[position] : firsts[position + 1]]
+        rows = rows[np.argsort(log.event_seqs[rows], kind="stable")]
+        seqs = log.event_seqs[rows]
+        told = (seal.rows, seal.first_id, seal.last_id, seal.root)
+        if not len(rows) or told != (
+            len(rows),
+            int(seqs[0]),
+            int(seqs[-1]),
+            root_of(log.event_digests[rows].tobytes()),
+        ):
+            message = (
+                f"the seal of its feedback from {seal.begins:%Y-%m-%d} to {seal.ends:%Y-%m-%d} is not that "
+                f"of the {len(rows)} events that the log names"
+            )
+            yield Finding(SEALS, seal.tenant_id, None, message)
+    prunings = connection.execute(
+        """
+        SELECT p.pruning_id, p.relation, p.begins, a.body ->> 'seals'
+        FROM prunings p
+        LEFT JOIN audit_events a ON a.tenant_id = %s AND a.action = %s
+            AND (a.body -> 'pruning')::bigint = p.pruning_id
+        WHERE p.dropped_at IS NOT NULL ORDER BY p.pruning_id
+        """,
+        (SYSTEM, PRUNED),
+    )
+    for pruning_id, relation, begins, recorded in prunings.fetchall():
+        if root_of_seals(read_seals(connection, pruning_id=pruning_id)).hex() != recorded:
+            message = f"the seals of {relation} from {begins:%Y-%m-%d} are not those that were recorded"
+            yield Finding(SEALS, SYSTEM, None, message)
+
+
 @dataclass(frozen=True, eq=False)
 class Verification:
     """What was read, and what does not hold of it."""
 
     log: WeightLog
     findings: list[Finding]
+
+    @property
+    def sealed_events(self) -> int:
+        """How many feedback events are sealed: nothing is derived again from those that are gone."""
+        return sum(seal.rows for seal in self.log.seals)
+
+    @property
+    def derived_since(self) -> datetime | None:
+        """Feedback that landed from this time on is not sealed; None where nothing is."""
+        return max((seal.ends for seal in self.log.seals), default=None)
 
     def by_claim(self) -> dict[str, list[Finding]]:
         """For each claim, the findings against it."""
@@ -757,5 +868,6 @@ def verify(connection: Connection) -> Verification:
             *bounds_findings(log),
             *chain_findings(connection),
             *event_findings(connection),
+            *seal_findings(connection, log),
         ],
     )

@@ -40,6 +40,7 @@ _list = msgspec.json.Decoder(FeedbackList)
 _STATUS = {
     "unknown_tenant": HTTPStatus.NOT_FOUND,
     "unknown_recall": HTTPStatus.NOT_FOUND,
+    "pruned_recall": HTTPStatus.GONE,
     "outdated_recall": HTTPStatus.CONFLICT,
     "invalid_configuration": HTTPStatus.CONFLICT,
 }
@@ -271,7 +272,7 @@ OPERATIONS = (
         scope="tenant",
         body={"application/json": FeedbackRequest | FeedbackList, "application/x-ndjson": FeedbackRequest},
         answers={200: (LandedFeedback, FeedbackResults, StreamSummary), 207: FeedbackResults},
-        problems=(404, 409, 413, 415, 429),
+        problems=(404, 409, 410, 413, 415, 429),
         idempotent=True,
     ),
 )
