@@ -3,7 +3,7 @@ BIN := .venv/bin
 ROUNDS ?= 50
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo learn up down status test test-slow lint types format evidence calibration bench-serving chaos-serving first-light bench-analysis scales bench-recall bench-beside corpus bench-corpus chaos kafka kafka-down kafka-failover
+.PHONY: help install demo learn up down status test test-slow lint types format evidence calibration bench-serving chaos-serving first-light bench-analysis scales bench-recall bench-beside corpus bench-corpus chaos kafka kafka-down kafka-failover bench-retention
 
 help: ## Say what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -65,6 +65,9 @@ bench-analysis: install ## How long experiments and the trends of a million even
 
 bench-recall: install ## Recall at 1,000 to 1,000,000 memories beside the bare pgvector query; embedding.
 	@$(BIN)/python -m benchmarks.recall
+
+bench-retention: install ## Feedback retrieval at a million events, and pruning them beside a service under load.
+	@$(BIN)/python -m benchmarks.retention
 
 bench-beside: install ## The service's latency alone, and beside runs of the learning chain.
 	@$(BIN)/python -m benchmarks.beside

@@ -128,10 +128,13 @@ def experiments(numbers: Floats) -> Iterator[Timing]:
 # Trends
 
 
-def real_ratings(events: int) -> Iterator[Feedback]:
+def real_ratings(events: int, *, apart: bool = True) -> Iterator[Feedback]:
     """Events of the 100 people with most ratings, over again until there are enough, person by person.
 
-    Each repetition is as much later as the person's conversations last.
+    Args:
+        events: how many.
+        apart: each repetition is as much later as the person's conversations last, into the future if need
+            be; else it is about the same days.
     """
     rated: dict[str, list[Feedback]] = {}
     for feedback in read_chitchat(2 * TENANTS).feedback:
@@ -151,15 +154,15 @@ def real_ratings(events: int) -> Iterator[Feedback]:
                 session_id=f"{sessions[place].session_id}/{again}",
                 utility=utility(int(scores[score])),
                 source="conversation_rating",
-                occurred_at=times[place] + again * span,
+                occurred_at=times[place] + (again * span if apart else timedelta(0)),
             )
 
 
-def land_all(database: Database, events: int) -> list[str]:
-    """Land the events, and return whose they are."""
+def land_all(database: Database, said: Iterator[Feedback], events: int) -> list[str]:
+    """Land so many events, and return whose they are."""
     configuration = LearningConfiguration()
     people: list[str] = []
-    began, said, landed = time.perf_counter(), real_ratings(events), 0
+    began, landed = time.perf_counter(), 0
     while batch := list(islice(said, EVENTS_TOGETHER)):
         fresh = {feedback.tenant_id for feedback in batch} - set(people)
         if fresh:
@@ -272,7 +275,7 @@ def main() -> None:
     timings = list(experiments(numbers))
     print(*timings, sep="\n", flush=True)
     with scratch_database(Settings(), "bench") as database:
-        people = land_all(database, events)
+        people = land_all(database, real_ratings(events), events)
         found, series = trends(database, people, events)
     print(*found, sep="\n", flush=True)
     timings += found
