@@ -3,10 +3,6 @@
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-import fsspec
-from fsspec.core import url_to_fs
 
 from somabrain_dagster.corpus.manifest import (
     METADATA,
@@ -16,6 +12,7 @@ from somabrain_dagster.corpus.manifest import (
     encode,
     sign,
 )
+from somabrain_dagster.operations.places import NoPlace, opened, write_whole
 
 
 class NoCorpus(LookupError):
@@ -36,12 +33,9 @@ class Artifacts:
         """
         self.url = url.rstrip("/")
         try:
-            self._files, self._root = _opened(self.url)
-        except (ImportError, ValueError) as error:
-            raise NoCorpus(
-                f"cannot open {url}: {error}. file:// works as it is; s3:// and gs:// need the extras "
-                "somabrain-dagster[s3] and [gcs]"
-            ) from error
+            self._files, self._root = opened(self.url)
+        except NoPlace as error:
+            raise NoCorpus(str(error)) from error
 
     def url_of(self, corpus_id: str) -> str:
         """Where a corpus is."""
@@ -64,9 +58,7 @@ class Artifacts:
             self._put(folder / entry.path, f"{root}/{entry.path}")
         if key is not None:
             self._files.pipe_file(f"{root}/{SIGNATURE}", sign(content, key))
-        # A name of its own first: on a disk, a file that is written in place can be seen half written.
-        self._files.pipe_file(f"{root}/.{METADATA}", content)
-        self._files.mv(f"{root}/.{METADATA}", f"{root}/{METADATA}")
+        write_whole(self._files, f"{root}/{METADATA}", content)
         return self.url_of(manifest.corpus_id)
 
     def _put(self, source: Path, target: str) -> None:
@@ -120,12 +112,6 @@ class Artifacts:
         return folder
 
 
-def _opened(url: str) -> tuple[Any, str]:
-    files, root = url_to_fs(url)
-    assert isinstance(files, fsspec.AbstractFileSystem)
-    return files, root.rstrip("/")
-
-
 def read_file(url: str, name: str) -> bytes:
     """A small file of a corpus.
 
@@ -133,7 +119,7 @@ def read_file(url: str, name: str) -> bytes:
         NoCorpus: there is none.
     """
     try:
-        files, root = _opened(url)
+        files, root = opened(url)
         content: bytes = files.cat_file(f"{root}/{name}")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise NoCorpus(f"there is no corpus at {url}: it has no {name}") from error
