@@ -3,7 +3,7 @@ BIN := .venv/bin
 ROUNDS ?= 50
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo learn up down status test test-slow lint types format evidence calibration bench-serving chaos-serving first-light bench-analysis scales bench-recall bench-beside corpus bench-corpus chaos kafka kafka-down kafka-failover bench-retention
+.PHONY: help install demo learn up down status test test-slow lint types format evidence calibration bench-serving chaos-serving first-light bench-analysis scales bench-recall bench-beside corpus bench-corpus chaos kafka kafka-down kafka-failover bench-retention drill
 
 help: ## Say what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -86,6 +86,9 @@ kafka-down: install ## Stop them; what they hold stays.
 
 kafka-failover: install ## Kill Kafka's nodes while feedback lands: is anything lost? Two minutes; writes a report.
 	@SOMABRAIN_REQUIRE_KAFKA=1 $(BIN)/pytest tests/test_kafka_failover.py tests/test_kafka.py
+
+drill: install ## Back up under load, wipe, restore, verify; refuse what is damaged. A minute.
+	@$(BIN)/python scripts/drill.py
 
 corpus: install ## Build, verify, rebuild and train on a corpus of real conversations; some minutes.
 	@$(BIN)/python scripts/prove_corpus.py

@@ -5,8 +5,9 @@ What landed (`assets/landed.py`) is observed, aggregated by day (`assets/feedbac
 something new has landed. The same job fits weights to what feedback taught (`assets/proposals.py`). What is
 on trial (`assets/trials.py`) and what is promoted (`assets/promotion.py`) move on by sensors of their own
 (`sensors/trials.py`). By the calendar (`schedules.py`) indexes are rebuilt (`assets/ann_index.py`), the
-history is sealed (`assets/audit_seal.py`) and what is too old is pruned (`assets/retention.py`). Corpora to
-train on (`assets/corpus.py`) are made when somebody asks for them, of tenants that agreed.
+history is sealed (`assets/audit_seal.py`), what is too old is pruned (`assets/retention.py`), and backups are
+made and proven (`assets/backups.py`). Corpora to train on (`assets/corpus.py`) are made when somebody asks
+for them, of tenants that agreed.
 """
 
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ import dagster as dg
 from somabrain_dagster.assets.adaptation import adaptation_state
 from somabrain_dagster.assets.ann_index import ann_index
 from somabrain_dagster.assets.audit_seal import audit_seal
+from somabrain_dagster.assets.backups import restore_drill, state_backup
 from somabrain_dagster.assets.corpus import corpus_assets
 from somabrain_dagster.assets.enhancement import enhancement_report
 from somabrain_dagster.assets.feedback import feedback_daily_asset
@@ -28,6 +30,8 @@ from somabrain_dagster.assets.trends import performance_trends
 from somabrain_dagster.assets.trials import canary_rollout, experiment_results
 from somabrain_dagster.checks.following import state_follows_what_landed
 from somabrain_dagster.jobs import (
+    backup,
+    backup_drill,
     canary_look,
     experiment_analysis,
     history_seal,
@@ -40,7 +44,13 @@ from somabrain_dagster.jobs import (
 from somabrain_dagster.partitions import feedback_days
 from somabrain_dagster.resources.artifacts import artifacts_resource
 from somabrain_dagster.resources.brain import brain_resource
-from somabrain_dagster.schedules import daily_retention, hourly_history_seal, weekly_index_rebuild
+from somabrain_dagster.schedules import (
+    daily_backup,
+    daily_retention,
+    hourly_history_seal,
+    weekly_index_rebuild,
+    weekly_restore_drill,
+)
 from somabrain_dagster.sensors.failure import run_failure_sensor
 from somabrain_dagster.sensors.feedback import feedback_landed_sensor
 from somabrain_dagster.sensors.tenants import tenants_sensor
@@ -75,6 +85,8 @@ def build_definitions(
             performance_trends,
             parameter_proposals,
             tenant_weights,
+            state_backup,
+            restore_drill,
             *corpus_assets(),
         ],
         asset_checks=[state_follows_what_landed(settings)],
@@ -85,10 +97,18 @@ def build_definitions(
             index_rebuild,
             history_seal,
             retention,
+            backup,
+            backup_drill,
             tenant_corpora,
             pooled_corpora,
         ],
-        schedules=[weekly_index_rebuild, daily_retention, hourly_history_seal],
+        schedules=[
+            weekly_index_rebuild,
+            daily_retention,
+            hourly_history_seal,
+            daily_backup,
+            weekly_restore_drill,
+        ],
         sensors=[
             feedback_landed_sensor(settings, days),
             experiment_complete_sensor(settings),

@@ -5,6 +5,7 @@ import dagster as dg
 from somabrain_dagster.assets.adaptation import adaptation_state
 from somabrain_dagster.assets.ann_index import ann_index
 from somabrain_dagster.assets.audit_seal import audit_seal
+from somabrain_dagster.assets.backups import restore_drill, state_backup
 from somabrain_dagster.assets.corpus import CORPUS_KINDS, corpus_key
 from somabrain_dagster.assets.landed import LANDED_KEYS
 from somabrain_dagster.assets.promotion import promoted_weights, served_weights
@@ -70,6 +71,20 @@ retention = dg.define_asset_job(
     "retention",
     selection=[feedback_retention],
     description="Seal what landed too long ago, and drop it, a week at a time.",
+    executor_def=dg.in_process_executor,
+)
+
+backup = dg.define_asset_job(
+    "backup",
+    selection=[state_backup],
+    description="Back up Postgres and Redis while they serve, and remove the backups that are not kept.",
+    executor_def=dg.in_process_executor,
+)
+
+backup_drill = dg.define_asset_job(
+    "backup_drill",
+    selection=[restore_drill],
+    description="Restore the newest backup into a scratch instance and prove it there.",
     executor_def=dg.in_process_executor,
 )
 

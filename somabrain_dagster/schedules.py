@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from somabrain_dagster.jobs import history_seal, index_rebuild, retention
+from somabrain_dagster.jobs import backup, backup_drill, history_seal, index_rebuild, retention
 
 weekly_index_rebuild = dg.ScheduleDefinition(
     name="weekly_index_rebuild",
@@ -29,5 +29,23 @@ daily_retention = dg.ScheduleDefinition(
     cron_schedule="30 2 * * *",
     execution_timezone="UTC",
     description="At half past two: make the partitions of the weeks to come, and prune what is too old.",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+)
+
+daily_backup = dg.ScheduleDefinition(
+    name="daily_backup",
+    job=backup,
+    cron_schedule="0 1 * * *",
+    execution_timezone="UTC",
+    description="Every day at one: back up Postgres and Redis.",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+)
+
+weekly_restore_drill = dg.ScheduleDefinition(
+    name="weekly_restore_drill",
+    job=backup_drill,
+    cron_schedule="0 5 * * 0",
+    execution_timezone="UTC",
+    description="Sundays at five: restore the newest backup into a scratch instance, and prove it.",
     default_status=dg.DefaultScheduleStatus.RUNNING,
 )

@@ -33,6 +33,8 @@ _PLACES = {
     "embedding_url",
     "embedding_api_key",
     "artifacts_url",
+    "backup_url",
+    "backup_database_url",
     "pseudonym_key",
     "kafka",
 }
@@ -212,6 +214,12 @@ class Settings(BaseSettings):
         artifacts_url: where corpora are kept, an fsspec URL; unset is a folder at home.
         pseudonym_key: 64 or more hexadecimal digits, under which tenants have their names in corpora; unset
             uses a key that is made once and kept at home.
+        backup_url: where backups are kept, an fsspec URL; unset is `backups` beside the corpora. They hold
+            all that the brain holds: give it to nobody who may not read that.
+        backup_database_url: the brain's Postgres again, for a role that may replicate and so copy the whole
+            cluster; unset tries as the owner.
+        backup_keep: how many verified backups are kept, besides the last one that was proven.
+        backup_redis: whether working memories are backed up too.
         autopilot: whether sensors may change anything.
         sensor_interval_seconds: how often sensors look.
         service: the knobs of the HTTP service.
@@ -254,6 +262,10 @@ class Settings(BaseSettings):
     learning_loop_enabled: bool = False
     artifacts_url: str | None = None
     pseudonym_key: SecretStr | None = None
+    backup_url: str | None = None
+    backup_database_url: SecretStr | None = None
+    backup_keep: int = Field(default=7, ge=1)
+    backup_redis: bool = True
     autopilot: bool = False
     sensor_interval_seconds: int = Field(default=300, ge=1)
     service: ServiceSettings = Field(default_factory=ServiceSettings)

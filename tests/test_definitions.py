@@ -40,6 +40,8 @@ ASSETS = {
         {"postgres"},
         {"feedback_events", "recalls", "token_usage", "feedback_daily"},
     ),
+    "state_backup": ("operations", {"postgres", "redis"}, {"feedback_events", "memories", "recalls"}),
+    "restore_drill": ("operations", {"postgres", "redis"}, {"state_backup"}),
     "enhancement_report": ("evaluation", {"postgres", "numpy"}, set()),
     "parameter_proposals": (
         "learning",
@@ -83,6 +85,9 @@ CHECKS = {
     ("performance_trends", "no_trend_is_surer_than_its_series_allows"): True,
     ("ann_index", "recall_at_10"): True,
     ("feedback_retention", "nothing_is_overdue"): False,
+    ("state_backup", "every_file_reads_back"): True,
+    ("state_backup", "a_backup_was_proven_lately"): False,
+    ("restore_drill", "the_restored_brain_is_the_one_backed_up"): True,
     ("parameter_proposals", "accepted_proposals_pass_their_gates"): True,
     ("experiment_results", "every_analysis_is_that_of_its_sessions"): True,
     ("canary_rollout", "every_look_decides_what_its_numbers_say"): True,
@@ -100,7 +105,7 @@ CHECKS = {
     },
 }
 BY_HAND = {"enhancement_report"} | CORPORA
-BY_CALENDAR = {"ann_index", "audit_seal", "feedback_retention"}
+BY_CALENDAR = {"ann_index", "audit_seal", "feedback_retention", "state_backup", "restore_drill"}
 ON_TRIAL = {"experiment_results", "canary_rollout", "promoted_weights", "served_weights"}
 JOBS = {
     "learning_chain": set(ASSETS) - BY_HAND - BY_CALENDAR - ON_TRIAL,
@@ -109,6 +114,8 @@ JOBS = {
     "index_rebuild": {"ann_index"},
     "history_seal": {"audit_seal"},
     "retention": {"feedback_retention"},
+    "backup": {"state_backup"},
+    "backup_drill": {"restore_drill"},
     "tenant_corpora": CORPORA - POOLED,
     "pooled_corpora": POOLED,
 }
@@ -116,6 +123,8 @@ SCHEDULES = {
     "weekly_index_rebuild": ("index_rebuild", "0 3 * * 0", "UTC"),
     "hourly_history_seal": ("history_seal", "7 * * * *", "UTC"),
     "daily_retention": ("retention", "30 2 * * *", "UTC"),
+    "daily_backup": ("backup", "0 1 * * *", "UTC"),
+    "weekly_restore_drill": ("backup_drill", "0 5 * * 0", "UTC"),
 }
 SENSORS = {
     "feedback_landed": {"learning_chain"},

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -320,19 +319,19 @@ def test_a_base_backup_is_adopted_in_a_home_of_its_own(home: Path, reachable_pat
     subprocess.run([binaries_path() / "pg_verifybackup", "-q", backup], check=True)
     with psycopg.connect(server.url("kept")) as connection:
         connection.execute("DELETE FROM facts")
-    adopt = partial(
-        adopt_postgres, copy, backup, password=server.password, admin_password=server.admin_password
-    )
     try:
-        restored = adopt()
+        restored = adopt_postgres(copy, backup)
         assert (restored.port, restored.pid) != (server.port, server.pid)
         with psycopg.connect(restored.url("kept")) as connection:
             assert connection.execute("SELECT sum(fact) FROM facts").fetchone() == (500500,)
+        assert restored.password != server.password
+        assert restored.admin_password != server.admin_password
+        subprocess.run([program, "-d", server.admin_url(), "-D", backup, "--checkpoint=fast"], check=True)
         with pytest.raises(EmbeddedServerError, match="has a Postgres already"):
-            adopt()
+            adopt_postgres(copy, backup)
+        assert (backup / "backup_label").is_file()
     finally:
         end_servers(copy)
-    subprocess.run([binaries_path() / "pg_verifybackup", "-q", backup], check=True)
 
 
 def test_a_server_that_does_not_start_shows_its_log(home: Path) -> None:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from somabrain_dagster import __version__
 from somabrain_dagster.cli.audit import audit
+from somabrain_dagster.cli.backup import backup, redis_group, restore
 from somabrain_dagster.cli.console import actor, console, explained, fail, opened, watched
 from somabrain_dagster.cli.corpus import corpus, tenant_delete, tenant_learning_loop
 from somabrain_dagster.cli.kafka import kafka
@@ -50,6 +51,9 @@ main.add_command(corpus)
 main.add_command(kafka)
 main.add_command(audit)
 main.add_command(retention)
+main.add_command(backup)
+main.add_command(restore)
+main.add_command(redis_group)
 
 
 @main.command()

@@ -24,7 +24,7 @@ import psycopg
 from psycopg import sql
 
 from somabrain_dagster.embedded.account import Account, make_directory, reachable_copy, server_account
-from somabrain_dagster.embedded.errors import EmbeddedServerError, advice, explained, tail
+from somabrain_dagster.embedded.errors import TAIL_LINES, EmbeddedServerError, advice, explained, tail
 from somabrain_dagster.embedded.process import (
     LOOPBACK,
     end,
@@ -74,9 +74,11 @@ SETTINGS = {
 
 
 class PostgresState(State, frozen=True, kw_only=True):
-    """The state file of Postgres; `password` is the owner role's."""
+    """The state file of Postgres; `password` is the owner role's, `admin_password` the superuser's."""
 
     admin_password: str
+    user: str = OWNER
+    superuser: str = SUPERUSER
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class PostgresServer:
         pid: its main process.
         user: the owner of the databases, no superuser; `password` is its password.
         admin_password: of the superuser.
+        superuser: the cluster's first role.
     """
 
     home: Path
@@ -99,6 +102,7 @@ class PostgresServer:
     user: str
     password: str = field(repr=False)
     admin_password: str = field(repr=False)
+    superuser: str = SUPERUSER
 
     def url(self, database: str) -> str:
         """The address of a database for the role that owns it."""
@@ -106,10 +110,11 @@ class PostgresServer:
 
     def admin_url(self, database: str = "postgres") -> str:
         """The address of a database for the superuser: for backups and extensions, not for everyday use."""
-        return self._url(SUPERUSER, self.admin_password, database)
+        return self._url(self.superuser, self.admin_password, database)
 
     def _url(self, user: str, password: str, database: str) -> str:
-        return f"postgresql://{user}:{password}@{self.host}:{self.port}/{quote(database, safe='')}"
+        role, name = quote(user, safe=""), quote(database, safe="")
+        return f"postgresql://{role}:{password}@{self.host}:{self.port}/{name}"
 
 
 def binaries_path(binaries: Path | None = None) -> Path:
@@ -198,38 +203,90 @@ def postgres_status(home: Path) -> PostgresServer | None:
 
 
 def adopt_postgres(
-    home: Path, backup: Path, *, password: str, admin_password: str, binaries: Path | None = None
+    home: Path,
+    cluster: Path,
+    *,
+    log: Path | None = None,
+    stop_before: str | None = None,
+    user: str = OWNER,
+    superuser: str = SUPERUSER,
+    keep_settings: bool = True,
+    binaries: Path | None = None,
 ) -> PostgresServer:
     """Start a restored copy, in a home that has no Postgres yet, from what `pg_basebackup` wrote.
 
-    The backup is copied, and stays as it was verified.
+    The copy gets passwords of its own: a backup holds none, only what verifies them.
 
     Args:
         home: the new home.
-        backup: a plain-format base backup.
-        password: of the owner role, at the time of the backup.
-        admin_password: of the superuser, at the time of the backup.
+        cluster: a base backup in plain format; it is moved, not copied.
+        log: a directory with the write-ahead log that belongs to it, unless that is in it already.
+        stop_before: the place in the log at which to stop; None to go to its end.
+        user: the role that owns the databases.
+        superuser: the cluster's first role.
+        keep_settings: whether what ALTER SYSTEM set holds; another machine's could archive over its log.
         binaries: as for `start_postgres`.
 
     Raises:
         EmbeddedServerError: if the home has a Postgres, the backup is none, or the copy does not start.
     """
-    if not (backup / "backup_label").is_file():
-        raise EmbeddedServerError(f"{backup} is no plain base backup: name a directory of pg_basebackup.")
+    if not (cluster / "backup_label").is_file():
+        raise EmbeddedServerError(f"{cluster} is no plain base backup: name a directory of pg_basebackup.")
+    programs = binaries_path(binaries)
     with explained("restore Postgres", home):
         home = make_home(home)
         with locked(home, "postgres"):
-            state = _new_state(home, password, admin_password)
+            state = msgspec.structs.replace(
+                _new_state(home, password=secrets.token_hex(24), admin_password=secrets.token_hex(24)),
+                user=user,
+                superuser=superuser,
+            )
             data = data_directory(home, state)
             account = server_account(home, data)
-            with _drafted(data, account) as cluster:
-                shutil.copytree(backup, cluster, symlinks=True, dirs_exist_ok=True)
-                for path in [cluster, *cluster.rglob("*")]:
+            with _drafted(data, account) as draft:
+                draft.rmdir()
+                shutil.move(cluster, draft)
+                if log is not None:
+                    for segment in log.iterdir():
+                        shutil.copyfile(segment, draft / "pg_wal" / segment.name)
+                if not keep_settings:
+                    (draft / "postgresql.auto.conf").rename(draft / "postgresql.auto.conf.backup")
+                for path in [draft, *draft.rglob("*")]:
                     account.own(path)
-                cluster.chmod(0o700)
+                draft.chmod(0o700)
+                _recover(draft, state, stop_before, account, programs)
             # After the data: a start never takes a half-made copy for a home to be created.
             write_state(home, "postgres", state)
     return start_postgres(home, binaries)
+
+
+def _recover(
+    data: Path, state: PostgresState, stop_before: str | None, account: Account, programs: Path
+) -> None:
+    """Apply the write-ahead log to a base backup, and set its passwords, before anybody can connect."""
+    _write_settings(data, state.port, account)
+    access = data / "pg_hba.conf"
+    write_private(access, f"host all all {LOOPBACK}/32 scram-sha-256\n".encode(), account.uid, account.gid)
+    settings = ["log_statement=none", "log_min_error_statement=panic", "hot_standby=off"]
+    if stop_before is not None:
+        write_private(data / "recovery.signal", b"", account.uid, account.gid)
+        settings += ["restore_command=false", f"recovery_target_lsn={stop_before}"]
+        settings += ["recovery_target_inclusive=off", "recovery_target_action=promote"]
+        settings += ["recovery_target_timeline=current"]
+    command = [str(_programs_for(account, programs) / "postgres"), "--single", "-D", str(data)]
+    command += [part for setting in settings for part in ("-c", setting)]
+    passwords = "".join(
+        f"ALTER ROLE {_quoted(role)} PASSWORD '{password}'\n"
+        for role, password in [(state.superuser, state.admin_password), (state.user, state.password)]
+    )
+    result = _run([*command, "postgres"], account, passwords)
+    if result.returncode != 0:
+        ending = "\n".join(result.stdout.splitlines()[-TAIL_LINES:])
+        raise EmbeddedServerError(f"the backup does not recover.{advice(result.stdout)}\n{ending}")
+
+
+def _quoted(role: str) -> str:
+    return '"' + role.replace('"', '""') + '"'
 
 
 def ensure_database(server: PostgresServer, name: str) -> None:
@@ -342,12 +399,12 @@ def _programs_for(account: Account, programs: Path) -> Path:
     return reachable_copy(postgres, {place: prefix, libraries.name: libraries}) / place / programs.name
 
 
-def _run(command: list[str], account: Account) -> subprocess.CompletedProcess[str]:
+def _run(command: list[str], account: Account, said: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command,
         cwd="/",
         env=_environment(),
-        stdin=subprocess.DEVNULL,
+        input=said,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -369,9 +426,10 @@ def _described(home: Path, state: PostgresState, pid: int) -> PostgresServer:
         pid=pid,
         host=LOOPBACK,
         port=state.port,
-        user=OWNER,
+        user=state.user,
         password=state.password,
         admin_password=state.admin_password,
+        superuser=state.superuser,
     )
 
 

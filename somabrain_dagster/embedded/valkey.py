@@ -5,10 +5,13 @@ started it, and the next process attaches to it.
 """
 
 import secrets
+import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -47,6 +50,22 @@ PID_FILE_SECONDS = 5.0
 """A server writes its pid file before it loads its data."""
 ORPHAN_SECONDS = 10.0
 PORT_ATTEMPTS = 3
+APPEND_ONLY = "appendonlydir"
+BASE_FILE = "appendonly.aof.1.base.rdb"
+MANIFEST = "appendonly.aof.manifest"
+DAMAGE = (
+    "Bad file format reading the append only file",
+    "Unexpected end of file reading the append only file",
+    "RDB CRC error",
+    "Internal error in RDB reading",
+    "Error reading the RDB base file",
+)
+"""What Valkey says of an append-only file that it cannot read."""
+DAMAGED = (
+    " Its append-only file is damaged. `somabrain redis check` says where, and `somabrain redis check --fix` "
+    "cuts off what is behind the damage, with a copy put aside. Or move {} away and start anew: the "
+    "adaptation states come back from Postgres, and only the working memories of running sessions are lost."
+)
 SETTINGS = {
     "bind": LOOPBACK,
     "protected-mode": "yes",
@@ -56,6 +75,7 @@ SETTINGS = {
     "appendfsync": "everysec",
     "save": "60 1",
     "maxmemory-policy": "noeviction",
+    "repl-diskless-sync-delay": "0",  # a backup need not wait for replicas that could share its copy
     "shutdown-on-sigterm": "force",  # a full disk fails the last snapshot; the append-only file has it all
 }
 
@@ -123,6 +143,85 @@ def start_valkey(home: Path, binary: Path | None = None) -> ValkeyServer:
         with locked(home, "valkey"):
             state = _prepared(home)
             return _attached(home, state) or _started(home, state, program)
+
+
+def adopt_valkey(home: Path, copy: Path, binary: Path | None = None) -> ValkeyServer:
+    """Start a server, in a home that has none yet, from a copy of another's data in RDB format.
+
+    Args:
+        home: the new home.
+        copy: the file; it stays.
+        binary: as for `start_valkey`.
+
+    Raises:
+        EmbeddedServerError: if the home has a Valkey, or it does not start from this file.
+    """
+    with explained("restore Valkey", home):
+        home = make_home(home)
+        with locked(home, "valkey"):
+            if (path := state_path(home, "valkey")).exists():
+                raise EmbeddedServerError(f"{home} has a Valkey already ({path}): choose another home.")
+            state = _prepared(home)
+            data = data_directory(home, state)
+            # A server that keeps an append-only file reads that alone: the copy becomes the base of one.
+            log = make_directory(data / APPEND_ONLY, 0o700)
+            shutil.copyfile(copy, log / BASE_FILE)
+            (log / MANIFEST).write_text(f"file {BASE_FILE} seq 1 type b\n")
+            account = server_account(home, data)
+            for path in [log, *log.iterdir()]:
+                account.own(path)
+    return start_valkey(home, binary)
+
+
+def check_append_only(home: Path, *, fix: bool = False, binary: Path | None = None) -> tuple[bool, str]:
+    """Let Valkey's own checker read the append-only file of a server that does not run.
+
+    Args:
+        home: the server's.
+        fix: cut off what is behind the first damage; a copy of the files is put aside before.
+        binary: as for `start_valkey`.
+
+    Returns:
+        Whether the file is whole (now), and what the checker said.
+
+    Raises:
+        EmbeddedServerError: if the server runs, or there is no such file.
+    """
+    home = home.expanduser().resolve()
+    with explained("check Valkey's append-only file", home):
+        state = read_state(home, "valkey", State)
+        data = home / "valkey" if state is None else data_directory(home, state)
+        manifest = data / APPEND_ONLY / MANIFEST
+        if state is None or not manifest.is_file():
+            raise EmbeddedServerError(f"There is no append-only file of Valkey in {data}.")
+        with locked(home, "valkey"):
+            if _running_pid(data) is not None:
+                raise EmbeddedServerError(
+                    f"Valkey runs in {data}, and its file is whole as far as it read it: stop it first, by "
+                    "`somabrain down`."
+                )
+            if fix:
+                aside = data / f"{APPEND_ONLY}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+                shutil.copytree(manifest.parent, aside)
+            account = server_account(home, data)
+            program = _program_for(account, valkey_path(binary))
+            # The server's program is the checker too, under that name.
+            with tempfile.TemporaryDirectory(dir=data) as folder:
+                checker = Path(folder) / "valkey-check-aof"
+                checker.symlink_to(program)
+                for path in (Path(folder), checker):
+                    account.own(path)
+                result = subprocess.run(
+                    [checker, *(["--fix"] if fix else []), manifest],
+                    input="y\n" * 2,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                    errors="replace",
+                    cwd="/",
+                    **account.identity,
+                )
+            return result.returncode == 0, result.stdout.strip()
 
 
 def stop_valkey(home: Path) -> bool:
@@ -271,7 +370,8 @@ def _started(home: Path, state: State, program: Path) -> ValkeyServer:
         if port_is_free(state.port):
             break  # the port was not what failed
     ending = tail(log)
-    raise EmbeddedServerError(f"Valkey does not start in {data}.{advice(ending)}{ending}")
+    told = DAMAGED if any(sign in ending for sign in DAMAGE) else advice(ending)
+    raise EmbeddedServerError(f"Valkey does not start in {data}.{told.format(data / APPEND_ONLY)}{ending}")
 
 
 def _program_for(account: Account, program: Path) -> Path:

@@ -46,6 +46,12 @@ def newest_revision() -> str:
     return head
 
 
+def is_known(revision: str) -> bool:
+    """Whether this version of the project can bring a database at that revision to its own."""
+    scripts = ScriptDirectory.from_config(_configuration())
+    return revision in {each.revision for each in scripts.walk_revisions()}
+
+
 def current_revision(url: str) -> str | None:
     """The revision that the database is at; None for an empty one."""
     with _connected(url) as connection:

@@ -1,0 +1,280 @@
+"""What a backup and a restore ask of Postgres: whose it is, where it stands, and that one runs at a time."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import uuid4
+
+import psycopg
+from psycopg import IsolationLevel
+
+from somabrain_dagster.store import audit
+from somabrain_dagster.store.database import Connection
+from somabrain_dagster.store.positions import Head, read_heads
+from somabrain_dagster.store.schema import revision_in
+
+LOCK = "somabrain_backup"
+LOCK_ATTEMPTS = 30
+LOCK_WAIT = "1s"
+"""How long writers may queue behind a backup that waits for a long transaction, each time."""
+
+
+class BackupRunning(RuntimeError):
+    """Another backup of this brain runs."""
+
+
+class PositionBusy(RuntimeError):
+    """Transactions that write states did not end for long."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which brain a database holds, and what it is counted by: 1, or the second of its last restore."""
+
+    brain_id: str
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Server:
+    """A Postgres server, and what the role that asks may do there.
+
+    Attributes:
+        version: as in 180006.
+        may_replicate: whether the role may take base backups.
+        superuser: the name of the cluster's first role.
+    """
+
+    version: int
+    may_replicate: bool
+    superuser: str
+
+    @property
+    def major(self) -> int:
+        """The major version: data directories of another one cannot be read."""
+        return self.version // 10_000
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A brain at one instant.
+
+    Attributes:
+        heads: the ends of all logs, by tenant.
+        revision: of the schema.
+        lsn: every change of `heads` is before it in the write-ahead log, and no later one.
+        end: up to where the write-ahead log must be kept, for a recovery to stop at `lsn`.
+    """
+
+    identity: Identity
+    heads: Sequence[Head]
+    revision: str | None
+    lsn: str = ""
+    end: str = ""
+
+
+def read_identity(connection: Connection) -> Identity:
+    """Which brain this is."""
+    row = connection.execute("SELECT brain_id::text, epoch FROM brain").fetchone()
+    assert row is not None
+    return Identity(*row)
+
+
+def identity_at(url: str) -> Identity | None:
+    """Which brain is behind a URL; None where it cannot be told: no answer, or no brain."""
+    try:
+        with psycopg.connect(url, connect_timeout=5) as connection:
+            return read_identity(connection)
+    except psycopg.Error:
+        return None
+
+
+def begin_epoch(connection: Connection, actor: str, backup_id: str, position: str) -> int:
+    """Begin what follows a restore, and say so in the audit trail.
+
+    An epoch is the second of its restore: later than any before it, even where the brain that had those is
+    lost and the same backup is restored once more.
+
+    Returns:
+        The epoch that begins.
+    """
+    row = connection.execute(
+        """
+        UPDATE brain SET epoch = greatest(epoch + 1, extract(epoch FROM clock_timestamp())::bigint)
+        RETURNING epoch
+        """
+    ).fetchone()
+    assert row is not None
+    epoch = int(row[0])
+    body = {"backup": backup_id, "position": position, "epoch": epoch}
+    audit.record(connection, audit.SYSTEM, actor, "restore", body)
+    return epoch
+
+
+def audit_findings(connection: Connection) -> Iterator[str]:
+    """The chains of audit events that are broken, each with where."""
+    tenants = connection.execute("SELECT DISTINCT tenant_id FROM audit_events ORDER BY tenant_id").fetchall()
+    for (tenant_id,) in tenants:
+        if (version := audit.verify_chain(connection, tenant_id)) is not None:
+            yield f"the audit trail of {tenant_id} is broken at version {version}"
+
+
+def describe_server(url: str) -> Server:
+    """The server behind a URL."""
+    with psycopg.connect(url, connect_timeout=5) as connection:
+        row = connection.execute(
+            """
+            SELECT current_setting('server_version_num')::int, r.rolsuper OR r.rolreplication, first.rolname
+            FROM pg_roles r, pg_roles first WHERE r.rolname = current_user AND first.oid = 10
+            """
+        ).fetchone()
+    assert row is not None
+    return Server(*row)
+
+
+@contextmanager
+def alone(url: str) -> Iterator[None]:
+    """Let one process at a time back this brain up; the server releases the lock of one that dies.
+
+    Raises:
+        BackupRunning: another one does.
+    """
+    with psycopg.connect(url, autocommit=True) as connection:
+        row = connection.execute("SELECT pg_try_advisory_lock(hashtext(%s))", (LOCK,)).fetchone()
+        if row != (True,):
+            holder = connection.execute(
+                """
+                SELECT a.pid, a.backend_start FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+                WHERE l.locktype = 'advisory' AND l.granted
+                  AND (l.classid::bigint << 32 | l.objid::bigint) = hashtext(%s)
+                """,
+                (LOCK,),
+            ).fetchone()
+            since = (
+                "" if holder is None else f" (session {holder[0]} of Postgres, since {holder[1]:%H:%M:%S})"
+            )
+            raise BackupRunning(f"another backup of this brain runs{since}: wait for it to end")
+        yield
+
+
+@contextmanager
+def kept_log(url: str) -> Iterator[None]:
+    """Keep the server from removing write-ahead log until the end of the block, or of this process."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_create_physical_replication_slot(%s, true, true)", (f"somabrain_{uuid4().hex}",)
+        )
+        yield
+
+
+def mark(url: str) -> Standing:
+    """Where the logs are now, as a place in the write-ahead log.
+
+    Changes of weights wait for the milliseconds that it takes: transactions that wrote states end first, and
+    none begins. So what is before the place is what the heads say, to the last change.
+
+    Args:
+        url: of the owner of the database.
+
+    Raises:
+        PositionBusy: a transaction that writes states did not end.
+    """
+    for _ in range(LOCK_ATTEMPTS):
+        try:
+            return _marked(url)
+        except psycopg.errors.LockNotAvailable:
+            continue
+    raise PositionBusy("a transaction has been writing states for long: end it, then back up again")
+
+
+def _marked(url: str) -> Standing:
+    with psycopg.connect(url) as connection:
+        connection.execute("SELECT set_config('lock_timeout', %s, true)", (LOCK_WAIT,))
+        connection.execute("LOCK TABLE adaptation_states IN SHARE MODE")
+        identity, heads = read_identity(connection), read_heads(connection)
+        lsn = connection.execute("SELECT pg_current_wal_insert_lsn()::text").fetchone()
+        revision = revision_in(connection)
+        connection.commit()
+        # A recovery stops before the first record behind the place: there must be one.
+        connection.execute("SELECT pg_logical_emit_message(true, 'somabrain', 'backup')")
+        connection.commit()
+        end = connection.execute("SELECT pg_current_wal_flush_lsn()::text").fetchone()
+    assert lsn is not None
+    assert end is not None
+    return Standing(identity, heads, revision, str(lsn[0]), str(end[0]))
+
+
+@contextmanager
+def exported(url: str) -> Iterator[tuple[str, Standing]]:
+    """A snapshot that pg_dump can work in, by name, and where the logs are in it.
+
+    Args:
+        url: of the owner of the database.
+    """
+    with psycopg.connect(url) as connection:
+        connection.isolation_level = IsolationLevel.REPEATABLE_READ
+        name = connection.execute("SELECT pg_export_snapshot()").fetchone()
+        assert name is not None
+        yield (
+            str(name[0]),
+            Standing(read_identity(connection), read_heads(connection), revision_in(connection)),
+        )
+
+
+def is_empty(url: str) -> bool:
+    """Whether a database has no table of its own."""
+    with psycopg.connect(url, connect_timeout=5) as connection:
+        row = connection.execute(
+            """
+            SELECT count(*) FROM pg_class
+            WHERE relkind IN ('r', 'p') AND relnamespace = 'public'::regnamespace
+            """
+        ).fetchone()
+    return row == (0,)
+
+
+def drop_amcheck(url: str) -> None:
+    """Remove the extension that pg_amcheck installs to look at indexes, as a superuser."""
+    with psycopg.connect(url) as connection:
+        connection.execute("DROP EXTENSION IF EXISTS amcheck")
+
+
+@dataclass(frozen=True)
+class Drill:
+    """A backup that was restored into a scratch instance.
+
+    Attributes:
+        created_at: when; None for one that is not recorded yet.
+        position: that the backup holds.
+        findings: against it; none proves it.
+    """
+
+    backup_id: str
+    backup_at: datetime
+    position: str
+    seconds: float
+    findings: Sequence[str]
+    created_at: datetime | None = None
+
+
+def record_drill(connection: Connection, drill: Drill) -> None:
+    """Keep what a drill came to, in an operator's transaction."""
+    connection.execute(
+        """
+        INSERT INTO restore_drills (backup_id, backup_at, position, seconds, findings)
+        VALUES (%s, %s, %s, %s, %s)
+        """,
+        (drill.backup_id, drill.backup_at, drill.position, drill.seconds, list(drill.findings)),
+    )
+
+
+def last_proof(connection: Connection) -> Drill | None:
+    """The last drill that found nothing, or None."""
+    row = connection.execute(
+        """
+        SELECT backup_id, backup_at, position, seconds, findings, created_at
+        FROM restore_drills WHERE findings = '{}' ORDER BY drill_id DESC LIMIT 1
+        """
+    ).fetchone()
+    return None if row is None else Drill(*row)
