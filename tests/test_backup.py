@@ -560,6 +560,6 @@ def test_the_commands_tell_what_they_did(
     assert "there is no backup nothing" in said("backup", "show", "nothing", code=1)
     restored = said("restore", newest.backup_id, "--into", str(elsewhere), "--brain", newest.brain_id)
     assert f"{newest.backup_id} is restored and proven, at position {newest.position}" in restored
-    assert "and here is brain other" in said(
-        "restore", "--into", f"{elsewhere}-2", "--brain", "other", code=1
-    )
+    options = ["--into", f"{elsewhere}-2", "--brain", "other"]
+    assert "and here is brain other" in said("restore", newest.backup_id, *options, code=1)
+    assert "there is no backup of brain other" in said("restore", *options, code=1)

@@ -58,6 +58,11 @@ class Account:
         if self.switch:
             os.chown(path, self.uid, self.gid, follow_symlinks=False)
 
+    def own_all(self, directory: Path) -> None:
+        """Make a directory and all that is in it this user's."""
+        for path in [directory, *directory.rglob("*")]:
+            self.own(path)
+
 
 def server_account(home: Path, data: Path) -> Account:
     """The user for a server: this process's, or, where root asks, one that is not root.

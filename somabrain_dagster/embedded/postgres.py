@@ -251,8 +251,7 @@ def adopt_postgres(
                         shutil.copyfile(segment, draft / "pg_wal" / segment.name)
                 if not keep_settings:
                     (draft / "postgresql.auto.conf").rename(draft / "postgresql.auto.conf.backup")
-                for path in [draft, *draft.rglob("*")]:
-                    account.own(path)
+                account.own_all(draft)
                 draft.chmod(0o700)
                 _recover(draft, state, stop_before, account, programs)
             # After the data: a start never takes a half-made copy for a home to be created.

@@ -167,22 +167,23 @@ def adopt_valkey(home: Path, copy: Path, binary: Path | None = None) -> ValkeySe
             log = make_directory(data / APPEND_ONLY, 0o700)
             shutil.copyfile(copy, log / BASE_FILE)
             (log / MANIFEST).write_text(f"file {BASE_FILE} seq 1 type b\n")
-            account = server_account(home, data)
-            for path in [log, *log.iterdir()]:
-                account.own(path)
+            server_account(home, data).own_all(log)
     return start_valkey(home, binary)
 
 
 def check_append_only(home: Path, *, fix: bool = False, binary: Path | None = None) -> tuple[bool, str]:
-    """Let Valkey's own checker read the append-only file of a server that does not run.
+    """Let Valkey's own checkers read the append-only file of a server that does not run.
+
+    It consists of a snapshot and of the commands since. The checker of the whole takes snapshots of Valkey 9
+    for damaged (it looks for the first letters of Redis's), so each part goes to the checker of its kind.
 
     Args:
         home: the server's.
-        fix: cut off what is behind the first damage; a copy of the files is put aside before.
+        fix: cut off the commands from the first damage on; a copy of all is put aside before.
         binary: as for `start_valkey`.
 
     Returns:
-        Whether the file is whole (now), and what the checker said.
+        Whether the file is whole (now), and what the checkers said.
 
     Raises:
         EmbeddedServerError: if the server runs, or there is no such file.
@@ -200,28 +201,45 @@ def check_append_only(home: Path, *, fix: bool = False, binary: Path | None = No
                     f"Valkey runs in {data}, and its file is whole as far as it read it: stop it first, by "
                     "`somabrain down`."
                 )
+            account = server_account(home, data)
             if fix:
                 aside = data / f"{APPEND_ONLY}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
                 shutil.copytree(manifest.parent, aside)
-            account = server_account(home, data)
+                account.own_all(aside)
             program = _program_for(account, valkey_path(binary))
-            # The server's program is the checker too, under that name.
-            with tempfile.TemporaryDirectory(dir=data) as folder:
-                checker = Path(folder) / "valkey-check-aof"
-                checker.symlink_to(program)
-                for path in (Path(folder), checker):
-                    account.own(path)
-                result = subprocess.run(
-                    [checker, *(["--fix"] if fix else []), manifest],
-                    input="y\n" * 2,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                    errors="replace",
-                    cwd="/",
-                    **account.identity,
-                )
-            return result.returncode == 0, result.stdout.strip()
+            checked = [
+                _checked(part, account, program, fix=fix) for part in _parts(manifest) if part.stat().st_size
+            ]
+        return all(whole for whole, _ in checked), "\n".join(told for _, told in checked)
+
+
+def _parts(manifest: Path) -> list[Path]:
+    """The files that an append-only file consists of, in the order in which they are read."""
+    lines = [line.split() for line in manifest.read_text().splitlines()]
+    # The others are history, which the server is about to remove.
+    return [manifest.with_name(line[1]) for line in lines if line[-1] in {"b", "i"}]
+
+
+def _checked(part: Path, account: Account, program: Path, *, fix: bool) -> tuple[bool, str]:
+    """Whether a part is whole (now), and what its checker said: the server's own program, by another name."""
+    name = "valkey-check-rdb" if part.suffix == ".rdb" else "valkey-check-aof"
+    options = ["--fix"] if fix and part.suffix != ".rdb" else []
+    with tempfile.TemporaryDirectory(dir=part.parent.parent) as folder:
+        checker = Path(folder) / name
+        checker.symlink_to(program)
+        account.own(Path(folder))
+        result = subprocess.run(
+            [checker, *options, part],
+            cwd="/",
+            env={"LC_ALL": "C"},
+            input="y\n",
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            **account.identity,
+        )
+    return result.returncode == 0, result.stdout.strip()
 
 
 def stop_valkey(home: Path) -> bool:

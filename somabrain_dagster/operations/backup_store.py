@@ -85,7 +85,7 @@ class BackupStore:
                 yield str(error)
 
     def read(self, backup_id: str | None, brain_id: str | None = None) -> Backup:
-        """A backup by its name; the newest where None.
+        """A backup by its name; where None the newest, of one brain or of any.
 
         Raises:
             NoBackup: there is none.
@@ -94,7 +94,8 @@ class BackupStore:
         if backup_id is None:
             found = self.backups(brain_id)
             if not found:
-                raise NoBackup(f"there is no backup at {self.url}: `somabrain backup run` makes one")
+                whose = "" if brain_id is None else f" of brain {brain_id}"
+                raise NoBackup(f"there is no backup{whose} at {self.url}: `somabrain backup run` makes one")
             return found[-1]
         path = f"{self._root}/{backup_id}/{MANIFEST}"
         try:

@@ -196,10 +196,11 @@ def _marked(url: str) -> Standing:
         lsn = connection.execute("SELECT pg_current_wal_insert_lsn()::text").fetchone()
         revision = revision_in(connection)
         connection.commit()
-        # A recovery stops before the first record behind the place: there must be one.
-        connection.execute("SELECT pg_logical_emit_message(true, 'somabrain', 'backup')")
-        connection.commit()
-        end = connection.execute("SELECT pg_current_wal_flush_lsn()::text").fetchone()
+        # A recovery stops before the first record behind the place: there must be one, the message. A
+        # receiver stops once it has more than it was asked for: that is the commit.
+        end = connection.execute(
+            "SELECT pg_logical_emit_message(true, 'somabrain', 'backup')::text"
+        ).fetchone()
     assert lsn is not None
     assert end is not None
     return Standing(identity, heads, revision, str(lsn[0]), str(end[0]))
