@@ -225,6 +225,32 @@ def test_a_restored_brain_goes_on_in_a_new_epoch_and_says_so(
         assert isinstance(land(database, [event], CONFIGURATION)[0], Landed)
 
 
+def test_what_was_restored_is_backed_up_like_any_other(brain: Brain, whole: Backup, elsewhere: Path) -> None:
+    restore_into(brain.settings, whole.backup_id, elsewhere, actor="tests")
+    again = back_up(settings_of(elsewhere, elsewhere / "backups")).backup
+    assert (again.kind, again.brain_id, again.position) == ("base", whole.brain_id, whole.position)
+    assert again.epoch > whole.epoch
+
+
+def test_a_server_of_ones_own_is_copied_by_a_role_that_may_replicate(
+    brain: Brain, dumped: tuple[Settings, Backup], elsewhere: Path
+) -> None:
+    server = postgres_of(brain.home)
+    url = f"postgresql://copier:of-a-test@{server.host}:{server.port}/{servers.BRAIN}"
+    settings = dumped[0].model_copy(update={"backup_database_url": SecretStr(url)})
+    with psycopg.connect(server.admin_url(), autocommit=True) as admin:
+        admin.execute("CREATE ROLE copier LOGIN REPLICATION PASSWORD 'of-a-test'")
+        admin.execute("ALTER SYSTEM SET shared_preload_libraries = 'only_on_that_machine'")
+        try:
+            made = back_up(settings).backup
+        finally:
+            admin.execute("ALTER SYSTEM RESET shared_preload_libraries")
+    assert (made.kind, made.embedded) == ("base", False)
+    restore_into(settings, made.backup_id, elsewhere, actor="tests")
+    restored = start_postgres(elsewhere).url(servers.BRAIN)
+    assert position_at(restored) == made.position == position_at(brain.url)
+
+
 def test_dagsters_database_is_in_it_too(brain: Brain, whole: Backup, elsewhere: Path) -> None:
     with psycopg.connect(postgres_of(brain.home).url(servers.DAGSTER)) as connection:
         connection.execute("CREATE TABLE runs_of_somebody AS SELECT 42 AS run")

@@ -264,8 +264,8 @@ def _recover(
 ) -> None:
     """Apply the write-ahead log to a base backup, and set its passwords, before anybody can connect."""
     _write_settings(data, state.port, account)
-    access = data / "pg_hba.conf"
-    write_private(access, f"host all all {LOOPBACK}/32 scram-sha-256\n".encode(), account.uid, account.gid)
+    access = "".join(f"host {what} all {LOOPBACK}/32 scram-sha-256\n" for what in ("all", "replication"))
+    write_private(data / "pg_hba.conf", access.encode(), account.uid, account.gid)
     settings = ["log_statement=none", "log_min_error_statement=panic", "hot_standby=off"]
     if stop_before is not None:
         write_private(data / "recovery.signal", b"", account.uid, account.gid)
