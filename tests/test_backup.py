@@ -61,7 +61,7 @@ from somabrain_dagster.store.landing import Landed, land
 from somabrain_dagster.store.positions import position, read_heads
 from somabrain_dagster.store.working_memory import Noted, WorkingMemory
 
-PEOPLE = 4
+PEOPLE = 2
 CONFIGURATION = LearningConfiguration()
 
 
