@@ -93,10 +93,7 @@ drill: install ## Back up under load, wipe, restore, verify; refuse what is dama
 corpus: install ## Build, verify, rebuild and train on a corpus of real conversations; some minutes.
 	@$(BIN)/python scripts/prove_corpus.py
 
-bench-chaos: install ## Kill Postgres, Valkey and the service in random order under load, fifty rounds; seven minutes.
-	@$(BIN)/python scripts/chaos.py --rounds $(ROUNDS)
-
-corpus: install ## Build a corpus of many megabytes, beside the plain loop over its lines.
+bench-corpus: install ## Build a corpus of many megabytes, beside the plain loop over its lines.
 	@$(BIN)/python -m benchmarks.corpus
 
 first-light: install ## Copy the working tree to an empty directory; there, demo twice and replay.

@@ -60,6 +60,7 @@ from somabrain_dagster.store.feedback_contract import Feedback
 from somabrain_dagster.store.landing import Landed, land
 from somabrain_dagster.store.positions import position, read_heads
 from somabrain_dagster.store.working_memory import Noted, WorkingMemory
+from tests.forgery import nudge_live_alpha
 
 PEOPLE = 2
 CONFIGURATION = LearningConfiguration()
@@ -589,3 +590,35 @@ def test_the_commands_tell_what_they_did(
     options = ["--into", f"{elsewhere}-2", "--brain", "other"]
     assert "and here is brain other" in said("restore", newest.backup_id, *options, code=1)
     assert "there is no backup of brain other" in said("restore", *options, code=1)
+
+
+# When the brain itself was not what it should be
+
+
+@pytest.fixture
+def tampered(reachable_path: Path, tmp_path: Path) -> Iterator[Brain]:
+    """A brain in which somebody who owns the tables added one nano-unit to a live weight."""
+    made = new_brain(reachable_path, tmp_path, 1)
+    with Database(made.url) as database:
+        with database.as_operator() as connection:
+            (state,) = read_states(connection)
+        nudge_live_alpha(database, state.tenant_id)
+    yield made
+    discard_servers(made.home)
+
+
+def test_a_brain_that_does_not_replay_is_found_by_the_drill_and_takes_nobodys_place(
+    tampered: Brain, elsewhere: Path
+) -> None:
+    made = back_up(tampered.settings).backup
+    with Database(tampered.url) as database:
+        result, _ = drill(tampered.settings, database, made.backup_id)
+        with database.as_operator() as connection:
+            assert last_proof(connection) is None
+    assert any("alpha" in finding and "(+1)" in finding for finding in result.findings)
+    with pytest.raises(RestoreRefused, match=r"alpha .* the replay gives .* \(\+1\)"):
+        replace_home(tampered.settings, made.backup_id, actor="tests")
+    with pytest.raises(RestoreRefused, match="the replay gives"):
+        restore_into(tampered.settings, made.backup_id, elsewhere, actor="tests")
+    assert not elsewhere.exists()
+    assert position_at(tampered.url) == made.position

@@ -173,14 +173,21 @@ def stop_postgres(home: Path) -> bool:
             return False
         with locked(home, "postgres"):
             state = read_state(home, "postgres", PostgresState)
-            if state is None or (pid := _running_pid(data := data_directory(home, state))) is None:
-                return False
-            # A fast shutdown; else an immediate one, with recovery at the next start and nothing lost.
-            if not end(pid, data, [signal.SIGINT, signal.SIGQUIT], STOP_SECONDS):
-                raise EmbeddedServerError(
-                    f"Postgres (process {pid}, data {data}) does not stop: end it by hand."
-                )
-            return True
+            return state is not None and end_postgres(data_directory(home, state))
+
+
+def end_postgres(data: Path) -> bool:
+    """Stop the server at work in a data directory, whose lock is held; return whether there was one.
+
+    Raises:
+        EmbeddedServerError: if it does not stop.
+    """
+    if (pid := _running_pid(data)) is None:
+        return False
+    # A fast shutdown; else an immediate one, with recovery at the next start and nothing lost.
+    if not end(pid, data, [signal.SIGINT, signal.SIGQUIT], STOP_SECONDS):
+        raise EmbeddedServerError(f"Postgres (process {pid}, data {data}) does not stop: end it by hand.")
+    return True
 
 
 def postgres_status(home: Path) -> PostgresServer | None:

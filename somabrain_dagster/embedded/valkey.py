@@ -257,13 +257,20 @@ def stop_valkey(home: Path) -> bool:
             return False
         with locked(home, "valkey"):
             state = read_state(home, "valkey", State)
-            if state is None or (pid := _running_pid(data := data_directory(home, state))) is None:
-                return False
-            if not end(pid, data, [signal.SIGTERM, signal.SIGKILL], STOP_SECONDS):
-                raise EmbeddedServerError(
-                    f"Valkey (process {pid}, data {data}) does not stop: end it by hand."
-                )
-            return True
+            return state is not None and end_valkey(data_directory(home, state))
+
+
+def end_valkey(data: Path) -> bool:
+    """Stop the server at work in a data directory, whose lock is held; return whether there was one.
+
+    Raises:
+        EmbeddedServerError: if it does not stop.
+    """
+    if (pid := _running_pid(data)) is None:
+        return False
+    if not end(pid, data, [signal.SIGTERM, signal.SIGKILL], STOP_SECONDS):
+        raise EmbeddedServerError(f"Valkey (process {pid}, data {data}) does not stop: end it by hand.")
+    return True
 
 
 def valkey_status(home: Path) -> ValkeyServer | None:
