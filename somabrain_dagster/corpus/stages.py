@@ -6,9 +6,11 @@ come in canonical order, by the digest of their content.
 """
 
 import unicodedata
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, groupby
 from typing import BinaryIO, Protocol
 
 import msgspec
@@ -187,20 +189,23 @@ class Redact:
 
     def judge(self, examples: Sequence[Example]) -> list[Example | str]:
         """Change, and leave nothing out."""
-        return [self._judged(example) for example in examples]
-
-    def _judged(self, example: Example) -> Example:
         namer = self._namer
-        suspected = suspects([turn.content for turn in example.turns])
-        if namer is None and not any(suspected):
-            return example
-        turns = []
-        for turn, doubtful in zip(example.turns, suspected, strict=True):
-            content = redact(turn.content) if doubtful else turn.content
-            if namer is not None:
-                content = redact_names(content, namer)
-            turns.append(Turn(turn.role, content))
-        return msgspec.structs.replace(example, turns=tuple(turns))
+        contents = [turn.content for example in examples for turn in example.turns]
+        changed = {place: redact(contents[place]) for place in suspects(contents)}
+        if namer is not None:
+            changed = {
+                place: redact_names(changed.get(place, content), namer)
+                for place, content in enumerate(contents)
+            }
+        judged: list[Example | str] = list(examples)
+        begins = list(accumulate((len(example.turns) for example in examples), initial=0))
+        for place, own in groupby(changed, lambda place: bisect_right(begins, place) - 1):
+            turns = list(examples[place].turns)
+            for turn in own:
+                number = turn - begins[place]
+                turns[number] = Turn(turns[number].role, changed[turn])
+            judged[place] = msgspec.structs.replace(examples[place], turns=tuple(turns))
+        return judged
 
 
 class Rewarded:
