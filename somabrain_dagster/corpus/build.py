@@ -15,6 +15,7 @@ import hashlib
 import io
 import multiprocessing
 import os
+import sys
 import tempfile
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 import msgspec
@@ -33,7 +35,6 @@ from somabrain_dagster.corpus.contamination import Decontaminate, held_out_hashe
 from somabrain_dagster.corpus.duplicates import (
     BANDS,
     NUMBERS,
-    ExactDuplicates,
     NearDuplicates,
     again,
     bands,
@@ -55,14 +56,14 @@ from somabrain_dagster.corpus.pseudonyms import Pseudonyms
 from somabrain_dagster.corpus.redaction import placeholders
 from somabrain_dagster.corpus.spool import Frame, Spool, read_frames, write_frames
 from somabrain_dagster.corpus.stages import EXACT, READ, Ledger, Normalise, Redact, Rewarded, Stage, sieve
-from somabrain_dagster.corpus.tokens import GPT2, Length, Tokens, tokens_of
+from somabrain_dagster.corpus.tokens import GPT2, Length, TokenizerEntry, Tokens, tokens_of
 from somabrain_dagster.operations.lines import LONGEST_LINE, read_lines
 from somabrain_dagster.operations.summary import Progress, unwatched
 
 PIECE = 4 << 20
 """Bytes of input that are read at once; a line is shorter."""
 
-BUCKET = 8 << 20
+BUCKET = 4 << 20
 """Bytes of input whose examples are sorted at once."""
 
 BATCH = 256
@@ -137,7 +138,7 @@ class Built:
         over_window: examples of more tokens than the window.
         redacted: what was replaced in the examples that were kept, by kind.
         rejects: where every refusal is, a line of JSON each, compressed.
-        tokens: the tokenizer.
+        tokenizer: whose tokens were counted.
     """
 
     ledger: Ledger
@@ -148,7 +149,7 @@ class Built:
     over_window: int
     redacted: Counter[str]
     rejects: Path
-    tokens: Tokens | None
+    tokenizer: TokenizerEntry | None
 
 
 def split_of(session: str, validation: float) -> Split:
@@ -229,7 +230,6 @@ def build(
         raise CannotBuild(f"cannot read {source} ({error.strerror}): name a file of JSON lines") from error
     if not size:
         raise CannotBuild(f"{source} is empty: it must have a record of JSON a line")
-    tokens = None if plan.tokenizer is None else tokens_of(plan.tokenizer)
     with tempfile.TemporaryDirectory(dir=into.parent, prefix=".building-") as scratch:
         work = _Work(
             Path(scratch), source, plan, pseudonyms.key, -(-size // bucket), held_out.sessions, tenants
@@ -238,7 +238,7 @@ def build(
             (work.scratch / name).mkdir()
         try:
             with _pool(workers) as pool:
-                built = _built(work, held_out, tokens, pool, piece, progress)
+                built = _built(work, held_out, pool, piece, progress)
             for path in (work.scratch / "out").iterdir():
                 path.rename(into / path.name)
         except OSError as error:
@@ -259,16 +259,41 @@ def _pool(workers: int) -> Iterator[Executor | None]:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=_alone) as pool:
         try:
+            with _no_program():
+                for ready in [pool.submit(os.getpid) for _ in range(workers)]:
+                    ready.result()
             yield pool
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
 
 
+@contextmanager
+def _no_program() -> Iterator[None]:
+    """For so long, new processes do not import the program that runs: it may be larger than a worker is."""
+    program = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = program
+
+
 def _alone() -> None:
     """One thread a worker: there are as many workers as there should be threads."""
     os.environ["RAYON_NUM_THREADS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _tokenizer(pool: Executor | None, name: str | None) -> TokenizerEntry | None:
+    """What is known of a tokenizer, without holding one where workers do."""
+    if name is None:
+        return None
+    return _entry(name) if pool is None else pool.submit(_entry, name).result()
+
+
+def _entry(name: str) -> TokenizerEntry:
+    return _tokens(name).entry
 
 
 def _each(
@@ -295,13 +320,13 @@ def _each(
 def _built(
     work: _Work,
     held_out: HeldOut,
-    tokens: Tokens | None,
     pool: Executor | None,
     piece: int,
     progress: Progress,
 ) -> Built:
     ledger = Ledger()
     plan = work.plan
+    tokenizer = _tokenizer(pool, plan.tokenizer)
     buckets = range(work.buckets)
 
     def told(what: str, total: int | None = None) -> Callable[[int], None]:
@@ -334,7 +359,9 @@ def _built(
     if path.stat().st_size:
         np.memmap(path, np.uint64, "r+").sort()
 
-    built = Built(ledger, [], {}, {}, [0] * (len(HISTOGRAM) + 1), 0, Counter(), work.scratch / "out", tokens)
+    built = Built(
+        ledger, [], {}, {}, [0] * (len(HISTOGRAM) + 1), 0, Counter(), work.scratch / "out", tokenizer
+    )
     parts = ((bucket, firsts[bucket]) for bucket in buckets)
     for finished in _each(pool, partial(_finish, work), parts, told("judging", work.buckets)):
         finished.into(built)
@@ -526,7 +553,9 @@ def _read(work: _Work, piece: _Piece) -> Ledger:
                 ledger.refuse(number, READ, "its tenant does not let its data be learned from")
                 continue
             if isinstance(record, Spoken):
-                spoken.add(_conversation_key(record), _pack(record))
+                body = _pack(record)
+                for key in waits_for(record):
+                    spoken.add(key, body)
                 continue
             fresh.append(
                 source.example(
@@ -549,8 +578,23 @@ def _read(work: _Work, piece: _Piece) -> Ledger:
     return ledger
 
 
-def _conversation_key(spoken: Spoken) -> bytes:
-    return hashlib.sha256(f"{spoken.tenant}\0{spoken.conversation}".encode()).digest()
+def waits_for(spoken: Spoken) -> list[bytes]:
+    """Keys under which a turn waits: its conversation's; of none, its own, and that of what it answers."""
+    if spoken.conversation or not spoken.answers:
+        return [_own_key(spoken)]
+    return [_own_key(spoken), _key(spoken.tenant, "memory", spoken.answers)]
+
+
+def _own_key(spoken: Spoken) -> bytes:
+    if spoken.conversation:
+        return _key(spoken.tenant, "conversation", spoken.conversation)
+    if spoken.memory_id:
+        return _key(spoken.tenant, "memory", spoken.memory_id)
+    return _key(spoken.tenant, "line", spoken.line)
+
+
+def _key(tenant: str, kind: str, name: str | int) -> bytes:
+    return hashlib.sha256(f"{tenant}\0{kind}\0{name}".encode()).digest()
 
 
 def _converse(work: _Work, bucket: int) -> Ledger:
@@ -562,22 +606,24 @@ def _converse(work: _Work, bucket: int) -> Ledger:
         start = 0
         for end in range(1, len(frames) + 1):
             if end == len(frames) or frames[end][0] != frames[start][0]:
-                _converse_one(source, ledger, [spoken for _, spoken in frames[start:end]])
+                _converse_one(source, ledger, frames[start][0], [spoken for _, spoken in frames[start:end]])
                 start = end
         source.end()
     return ledger
 
 
-def _converse_one(source: _Source, ledger: Ledger, spoken: list[Spoken]) -> None:
+def _converse_one(source: _Source, ledger: Ledger, key: bytes, spoken: list[Spoken]) -> None:
     tenant, conversation = spoken[0].tenant, spoken[0].conversation
     whose = source.pseudonyms.tenant(tenant), source.pseudonyms.session(tenant, conversation)
     once: list[Spoken] = []
     for one in spoken:
-        if once and _same(once[-1], one):
+        if not (once and _same(once[-1], one)):
+            once.append(one)
+        elif _own_key(one) == key:
             ledger.came[whose[0]] += 1
             ledger.refuse(one.line, READ, f"the memory of line {once[-1].line} again", *whose)
-        else:
-            once.append(one)
+    if not conversation and len(once) == 1 and once[0].answers and _own_key(once[0]) == key:
+        return  # it waits with what it answers too
     try:
         assembled = assemble(once)
     except NoExample as error:
@@ -610,35 +656,31 @@ def _same(one: Spoken, other: Spoken) -> bool:
 
 def _sort(work: _Work, bucket: int) -> int:
     """Pass 3: the examples of a bucket in order, each content once, with their signatures; how many."""
-    full: list[tuple[bytes, float, str, str, int, Example]] = []
+    full: list[tuple[bytes, float, str, str, int, str, bytes]] = []
     for digest, body in work.spool("examples").read(bucket):
-        example = _unpack(body)
-        full.append(
-            (digest, -(example.reward or 0.0), example.session, example.tenant, example.line, example)
-        )
+        one = _unpack(body)
+        full.append((digest, -(one.reward or 0.0), one.session, one.tenant, one.line, one.text, body))
     full.sort(key=lambda entry: entry[:5])
-    exact = ExactDuplicates()
     kept: list[Frame] = []
-    examples: list[Example] = []
+    texts: list[str] = []
+    rewards: list[float] = []
     repeats = work.spool("repeats")
-    for entry, outcome in zip(full, exact.judge([entry[5] for entry in full]), strict=True):
-        if isinstance(outcome, Example):
-            kept.append((entry[0], _pack(outcome)))
-            examples.append(outcome)
+    for digest, cost, session, tenant, line, text, body in full:
+        if kept and kept[-1][0] == digest:
+            _repeat(repeats, digest, line, tenant, session)
         else:
-            _repeat(repeats, entry[0], entry[4], entry[3], entry[2])
+            kept.append((digest, body))
+            texts.append(text)
+            rewards.append(-cost)
     del full
     repeats.flush()
     write_frames(work.scratch / "sorted" / f"{bucket:05}", kept)
-    computed = [
-        signatures([example.text for example in examples[start : start + BATCH]])
-        for start in range(0, len(examples), BATCH)
-    ]
+    computed = [signatures(texts[start : start + BATCH]) for start in range(0, len(texts), BATCH)]
     matrix = np.concatenate([np.empty((0, NUMBERS), np.uint32), *computed])
     known = {
         "s": matrix,
         "k": bands(matrix),
-        "r": np.array([example.reward or 0.0 for example in examples], np.float64),
+        "r": np.array(rewards, np.float64),
         "d": np.frombuffer(b"".join([digest[:8] for digest, _ in kept]), ">u8"),
     }
     for what, array in known.items():
@@ -722,7 +764,7 @@ class _Finished:
             built.kept[tenant] = (examples + count, tokens + self.tokens[tenant])
         for split, count in self.splits.items():
             rows, numbered = built.splits.get(split, (0, 0))
-            more = None if built.tokens is None else (numbered or 0) + self.split_tokens[split]
+            more = None if built.tokenizer is None else (numbered or 0) + self.split_tokens[split]
             built.splits[split] = (rows + count, more)
         built.lengths = [one + other for one, other in zip(built.lengths, self.lengths, strict=True)]
         built.over_window += self.over_window

@@ -27,7 +27,7 @@ def write_card(
         source: from what.
         tenants: how many agreed.
     """
-    unit = "tokens" if built.tokens else "characters"
+    unit = "tokens" if built.tokenizer else "characters"
     figure = draw_lengths(built.lengths, unit, plan.window, built.over_window)
     figure.savefig(root / PLOT, format="png", metadata={"Software": None})
     (root / CARD).write_text(_card(built, plan, title, source, tenants))
@@ -87,7 +87,7 @@ _FORMATS: Mapping[str, str] = {
 
 
 def _card(built: Built, plan: Plan, title: str, source: str, tenants: int) -> str:
-    tokens = built.tokens
+    tokenizer = built.tokenizer
     files = {entry.path.split("/")[0] for entry in built.files if "/" in entry.path}
     redacted = ", ".join(f"{count:,} {kind}" for kind, count in sorted(built.redacted.items())) or "nothing"
     near = (
@@ -111,8 +111,8 @@ def _card(built: Built, plan: Plan, title: str, source: str, tenants: int) -> st
         ("folder", "what"), [(f"`{name}/`", what) for name, what in _FORMATS.items() if name in files]
     )
     counted_by = "no tokenizer"
-    if tokens:
-        counted_by = f"`{tokens.name}` ({tokens.vocabulary:,} tokens, sha256 {tokens.digest})"
+    if tokenizer:
+        counted_by = f"`{tokenizer.name}` ({tokenizer.vocabulary:,} tokens, sha256 {tokenizer.sha256})"
     return f"""---
 pretty_name: {title}
 task_categories:

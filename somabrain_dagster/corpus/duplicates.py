@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from somabrain_dagster.corpus.examples import Example
 from somabrain_dagster.corpus.grams import words
-from somabrain_dagster.corpus.stages import EXACT, NEAR
+from somabrain_dagster.corpus.stages import NEAR
 
 NUMBERS = 128
 BANDS = 21
@@ -164,24 +164,6 @@ def _signatures_at(file: int, places: Places) -> Signatures:
     size = NUMBERS * np.dtype(np.uint32).itemsize
     rows = b"".join([os.pread(file, size, size * place) for place in places.tolist()])
     return np.frombuffer(rows, np.uint32).reshape(-1, NUMBERS)
-
-
-class ExactDuplicates:
-    """Each content once; examples come in canonical order, the one to keep first."""
-
-    name = EXACT
-
-    def __init__(self) -> None:
-        self._last = b""
-
-    def judge(self, examples: Sequence[Example]) -> list[Example | str]:
-        """Leave out what equals the one before."""
-        judged: list[Example | str] = []
-        for example in examples:
-            digest = example.digest
-            judged.append(again(digest) if digest == self._last else example)
-            self._last = digest
-        return judged
 
 
 def again(digest: bytes) -> str:

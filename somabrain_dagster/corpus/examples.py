@@ -222,7 +222,7 @@ def read_record(line: bytes, number: int) -> Drawn | Spoken:
         speaker=speaker,
         role=_ROLES.get(role.lower()) if isinstance(role, str) else None,
         text=record.text,
-        answers=_answered(record.links),
+        answers=0 if (answers := _answered(record.links)) == memory_id else answers,
         reward=reward,
     )
 
@@ -323,7 +323,7 @@ def assemble(spoken: Sequence[Spoken]) -> list[tuple[tuple[Turn, ...], tuple[Spo
     A conversation is one example. Memories of none make an example for each that answers another.
 
     Args:
-        spoken: of one tenant and conversation, by time.
+        spoken: of one tenant, by time: a conversation, or a memory of none with those that answer it.
 
     Raises:
         NoExample: none can be made of it.
@@ -333,7 +333,7 @@ def assemble(spoken: Sequence[Spoken]) -> list[tuple[tuple[Turn, ...], tuple[Spo
     by_id = {one.memory_id: one for one in spoken if one.memory_id}
     pairs = [(by_id[one.answers], one) for one in spoken if one.answers in by_id]
     if not pairs:
-        raise NoExample("of no conversation, and no reply to another memory")
+        raise NoExample("of no conversation, and neither a reply to a memory that is there nor replied to")
     return [
         ((Turn("user", asked.text), Turn("assistant", said.text)), (asked, said)) for asked, said in pairs
     ]

@@ -20,7 +20,9 @@ from somabrain_dagster.corpus.examples import SPLITS, Example, Split, Turn
 from somabrain_dagster.corpus.tokens import TokenizerError, Tokens, written_out
 
 NANOCHAT_ROW_GROUP = 1024
-ROW_GROUP = 8192
+ROW_GROUP = 1024
+"""Rows that are held until they are written."""
+
 _FLUSH = 1 << 20
 _LEVEL = 3
 

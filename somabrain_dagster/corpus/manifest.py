@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from somabrain_dagster.corpus.build import HISTOGRAM, Built, Plan
 from somabrain_dagster.corpus.formats import FileEntry
-from somabrain_dagster.corpus.tokens import Tokens
+from somabrain_dagster.corpus.tokens import TokenizerEntry
 from somabrain_dagster.operations.provenance import commit
 
 METADATA = "run-metadata.json"
@@ -26,15 +26,6 @@ Kind = Literal["corpus", "training_examples", "training_corpus", "tokenized_corp
 
 class InvalidManifest(ValueError):
     """A run-metadata.json that cannot be read, or is not signed as it should be; the message says why."""
-
-
-class TokenizerEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """Whose tokens are counted."""
-
-    name: str
-    sha256: str
-    vocabulary: int
-    end: int
 
 
 class StageEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,7 +142,7 @@ def manifest_of(
         plan=plan,
         position=position,
         consent=consent,
-        tokenizer=None if built.tokens is None else _entry(built.tokens),
+        tokenizer=built.tokenizer,
         splits={
             split: SplitEntry(examples=examples, tokens=tokens)
             for split, (examples, tokens) in sorted(built.splits.items())
@@ -204,12 +195,6 @@ def _revision() -> tuple[str | None, bool | None]:
     if revision is None:
         return None, None
     return revision.removesuffix("+changes"), revision.endswith("+changes")
-
-
-def _entry(tokens: Tokens) -> TokenizerEntry:
-    return TokenizerEntry(
-        name=tokens.name, sha256=tokens.digest, vocabulary=tokens.vocabulary, end=tokens.end
-    )
 
 
 def _tenants(built: Built) -> dict[str, TenantEntry]:

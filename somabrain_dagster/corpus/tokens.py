@@ -27,6 +27,9 @@ _GPT2_FILES = {
 }
 _ENDS = ("<|endoftext|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
 
+_BATCH = 32
+"""Examples that are encoded at once: each token takes a hundred bytes and more until it is a number."""
+
 _SPEAKERS = {"system": "System", "user": "User", "assistant": "Assistant", "rejected": "Rejected"}
 
 
@@ -34,13 +37,27 @@ class TokenizerError(ValueError):
     """A tokenizer that cannot be used; the message says what to do."""
 
 
+class TokenizerEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """Whose tokens are counted.
+
+    Attributes:
+        name: `gpt2`, or that of the file.
+        sha256: of its files, in hexadecimal.
+        vocabulary: how many tokens there are.
+        end: the token that ends a text.
+    """
+
+    name: str
+    sha256: str
+    vocabulary: int
+    end: int
+
+
 class Tokens:
     """A tokenizer, and what is known of it.
 
     Attributes:
-        name: `gpt2`, or that of the file.
-        digest: SHA-256 of its files, in hexadecimal.
-        vocabulary: how many tokens there are.
+        entry: for the account of a corpus.
         end: the token that ends a text.
         dtype: uint16 where that holds every token, else uint32; little-endian.
     """
@@ -53,17 +70,24 @@ class Tokens:
         """
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        self.name, self.digest = name, digest
         self._tokenizer = tokenizer
-        self.vocabulary = tokenizer.get_vocab_size()
+        vocabulary = tokenizer.get_vocab_size()
         ends = [token for token in map(tokenizer.token_to_id, _ENDS) if token is not None]
         if not ends:
             raise TokenizerError(f"the tokenizer {name} has none of {', '.join(_ENDS)} to end a text with")
         self.end = ends[0]
-        self.dtype = np.dtype("<u2" if self.vocabulary <= 1 << 16 else "<u4")
+        self.entry = TokenizerEntry(name=name, sha256=digest, vocabulary=vocabulary, end=self.end)
+        self.dtype = np.dtype("<u2" if vocabulary <= 1 << 16 else "<u4")
 
     def encode(self, examples: Sequence[Example]) -> list[Example]:
         """The examples with their tokens."""
+        return [
+            example
+            for start in range(0, len(examples), _BATCH)
+            for example in self._encoded_together(examples[start : start + _BATCH])
+        ]
+
+    def _encoded_together(self, examples: Sequence[Example]) -> list[Example]:
         segments: list[str] = []
         for example in examples:
             for turn in example.turns:

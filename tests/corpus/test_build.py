@@ -5,13 +5,16 @@ import os
 import resource
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from somabrain_dagster.corpus.build import CannotBuild, Plan
+from somabrain_dagster.corpus.build import CannotBuild, Plan, waits_for
+from somabrain_dagster.corpus.examples import Spoken, read_record
 from somabrain_dagster.corpus.formats import EXAMPLES, FORMATS
+from somabrain_dagster.corpus.stages import EXACT, READ
 from tests.corpus.records import (
     built,
     conversations,
@@ -85,6 +88,40 @@ def test_examples_are_in_the_order_of_their_digests(mixed: list[dict[str, Any]],
     folder, _ = built(tmp_path, mixed, **SMALL)
     digests = [example.digest for example in examples_in(folder)]
     assert digests == sorted(set(digests))
+
+
+def test_memories_of_no_conversation_need_no_more_memory_than_others(tmp_path: Path) -> None:
+    """Each waits in a bucket of its own number, and with the one that it answers: a tenant fills none."""
+    records: list[dict[str, Any]] = []
+    for record in memory_records(conversations()[:40]):
+        before = records[-1] if records else record
+        together = before["conversation_id"] == record["conversation_id"] and before is not record
+        link = {"kind": "reply", "target_id": before["memory_id"]}
+        records.append({**record, "tenant_id": "everybody", "links": [link] if together else []})
+    for record in records:
+        del record["conversation_id"]
+    spoken = [read_record(json.dumps(record).encode(), 1) for record in records]
+    keys = [key for one in spoken if isinstance(one, Spoken) for key in waits_for(one)]
+    answers = sum(bool(record["links"]) for record in records)
+    assert len(keys) == len(records) + answers
+    assert len(set(keys)) == len(records)
+
+    missing = {**records[0], "memory_id": 10**6, "links": [{"kind": "reply", "target_id": 10**7}]}
+    again = records[1]
+    plan = Plan(tokenizer=None, near_duplicate=None, formats=(EXAMPLES,), validation=0.0)
+    whole, found = built(tmp_path, [*records, missing, again], plan)
+    parts, _ = built(tmp_path, [*records, missing, again], plan, **SMALL)
+    assert everything_in(whole) == everything_in(parts)
+    refused = refusals_in(whole)
+    assert len(examples_in(whole)) + sum(row["stage"] == EXACT for row in refused) == answers
+    reasons = Counter(row["reason"] for row in refused if row["stage"] == READ)
+    alone = sum(not one["links"] for one in records) - len(
+        {link["target_id"] for one in records for link in one["links"]}
+        & {one["memory_id"] for one in records if not one["links"]}
+    )
+    assert reasons.pop("the memory of line 2 again") == 1
+    assert reasons.total() == alone + 1
+    assert found.ledger.came.total() == len(examples_in(whole)) + len(refused)
 
 
 def test_a_reward_below_the_threshold_is_left_out_and_what_nobody_judged_stays(tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def test_memories_of_no_conversation_are_pairs_by_their_links() -> None:
     ((turns, made_of),) = assemble([asked, said])
     assert [(turn.role, turn.content) for turn in turns] == QUESTION_AND_ANSWER
     assert [one.memory_id for one in made_of] == [1, 2]
-    with pytest.raises(NoExample, match="no reply"):
+    with pytest.raises(NoExample, match="neither a reply"):
         assemble([asked])
 
 

@@ -202,8 +202,8 @@ def test_any_tokenizer_file_will_do(tmp_path: Path) -> None:
     minilm_tokenizer().save(str(path))
     plan = Plan(tokenizer=str(path), formats=(EXAMPLES, "tokenized"), validation=0.0)
     folder, found = built(tmp_path, message_records(conversations()[:20]), plan)
-    assert found.tokens is not None
-    assert found.tokens.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert found.tokenizer is not None
+    assert found.tokenizer.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert pq.read_table(folder / "tokenized" / "train.parquet").num_rows == len(examples_in(folder))
 
 
