@@ -22,13 +22,12 @@ def namer() -> Namer:
         from presidio_analyzer.nlp_engine import NlpEngineProvider
     except ImportError as error:
         raise NamesMissing(
-            "names are redacted by an extra: pip install 'somabrain-dagster[names]', then "
-            "python -m spacy download en_core_web_sm"
+            "names are redacted by an extra: pip install 'somabrain-dagster[names]' brings it and a model"
         ) from error
     models = sorted(name for name in spacy.util.get_installed_models() if name.startswith("en_"))
     if not models:
         raise NamesMissing(
-            "names need a model of spaCy for English: python -m spacy download en_core_web_sm, or larger"
+            "names need a model of spaCy for English: pip install 'somabrain-dagster[names]' brings one"
         )
     engine = NlpEngineProvider(
         nlp_configuration={
