@@ -244,8 +244,8 @@ CORPUS = click.argument("name", metavar="CORPUS")
 
 
 def url_of(name: str) -> str:
-    """Where a corpus is that is named by its id, its URL or a path."""
-    if "://" in name or Path(name).exists():
+    """Where a corpus is that is named by its id, its URL or a path: no id has a slash."""
+    if "/" in name or Path(name).exists():
         return name
     return artifacts_of(Settings()).url_of(name)
 

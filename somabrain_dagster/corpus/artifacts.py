@@ -122,7 +122,9 @@ def read_file(url: str, name: str) -> bytes:
         files, root = opened(url)
         content: bytes = files.cat_file(f"{root}/{name}")
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise NoCorpus(f"there is no corpus at {url}: it has no {name}") from error
+        raise NoCorpus(
+            f"there is no {name} at {url}: `somabrain corpus list` names those that there are"
+        ) from error
     return content
 
 

@@ -118,6 +118,10 @@ def test_what_is_not_there_is_said_so(learning: dict[str, str], tmp_path: Path) 
     for command in ("show", "verify", "pull"):
         code, output = run(learning, "corpus", command, "corpus-of-nothing")
         assert (code, "corpus-of-nothing" in output, "Traceback" in output) == (1, True, False), output
+        assert "somabrain corpus list" in output
+    for path in (tmp_path / "nowhere", Path("data/nowhere")):
+        code, output = run(learning, "corpus", "verify", str(path))
+        assert (code, f"at {path}: " in output) == (1, True), output
 
 
 def without_database(environment: dict[str, str]) -> dict[str, str]:  # noqa: F811

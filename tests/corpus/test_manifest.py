@@ -111,7 +111,7 @@ def test_a_corpus_without_an_account_is_not_there(
     artifacts, manifest = published
     assert [one.corpus_id for one in artifacts.manifests()] == [manifest.corpus_id]
     (pulled / METADATA).unlink()
-    with pytest.raises(NoCorpus, match=r"it has no run-metadata\.json"):
+    with pytest.raises(NoCorpus, match=r"there is no run-metadata\.json at"):
         verify(pulled)
     with pytest.raises(FileExistsError, match="remove it, or pull elsewhere"):
         artifacts.pull(manifest.corpus_id, pulled.parent)
