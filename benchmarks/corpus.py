@@ -2,36 +2,38 @@
 
 The input is Chit-Chat, each conversation a record of messages, repeated until it is large enough: once word
 for word, and once with each repetition's conversations put together anew from the real messages of two, so
-that hardly any record is like another and every stage has all its work. Beside it stand the plain loop,
-`json.loads → json.dumps` line by line, and `datasets.load_dataset("json")` where that is installed. Memory is
-that of all processes together, looked at twenty times a second.
+that hardly any record is like another and every stage has all its work. `scripts/export_learning_corpus.py`
+makes a corpus of it, without tokens and with GPT-2's. Beside it stand the plain loop, `json.loads →
+json.dumps` line by line, and `datasets.load_dataset("json")` where that is installed.
+
+Each is a program of its own, its start included. Memory is that of all its processes together, ten times a
+second: their proportional set size, in which what several share is counted once.
 """
 
 import argparse
 import json
-import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-from somabrain_dagster.corpus.build import Plan
-from somabrain_dagster.corpus.files import export_file
-from somabrain_dagster.corpus.pseudonyms import Pseudonyms
 from somabrain_dagster.operations.chitchat import Conversation, read_chitchat
 
-PSEUDONYMS = Pseudonyms(b"a key of the benchmark, of more than thirty-two bytes")
-LOOK_SECONDS = 0.05
+EXPORT = Path(__file__).parent.parent / "scripts" / "export_learning_corpus.py"
+LOOK_SECONDS = 0.1
+PLAIN_LOOP = """
+import json, sys
+with open(sys.argv[1]) as read, open(sys.argv[2], "w") as written:
+    for line in read:
+        written.write(json.dumps(json.loads(line), ensure_ascii=False) + "\\n")
+"""
 DATASETS = """
 import sys, tempfile, datasets
 datasets.disable_progress_bars()
@@ -43,38 +45,37 @@ with tempfile.TemporaryDirectory() as cache:
 
 @dataclass
 class Measured:
-    """Seconds by the clock and of all processors, and the most memory of all processes together, in MB."""
+    """Seconds by the clock and of all processors, the most memory in MB, and what was printed."""
 
-    seconds: float = 0.0
-    processor: float = 0.0
-    peak: float = 0.0
+    seconds: float
+    processor: float
+    peak: float
+    code: int
+    printed: str
 
 
-@contextmanager
-def measured() -> Iterator[Measured]:
-    result, ended = Measured(), threading.Event()
-    own = psutil.Process()
+def measured(command: Sequence[str | Path], environment: dict[str, str] | None = None) -> Measured:
+    peak, started, before = 0, time.monotonic(), os.times()
+    with tempfile.TemporaryFile("w+") as printed:
+        process = psutil.Popen(command, stdout=printed, stderr=subprocess.STDOUT, env=environment)
+        while process.poll() is None:
+            peak = max(peak, held(process))
+            time.sleep(LOOK_SECONDS)
+        seconds, after = time.monotonic() - started, os.times()
+        printed.seek(0)
+        said = printed.read()
+    processor = after.children_user + after.children_system - before.children_user - before.children_system
+    return Measured(seconds, processor, peak / 1e6, process.returncode, said)
 
-    def look() -> None:
-        while not ended.wait(LOOK_SECONDS):
-            total = 0
-            for process in [own, *own.children(recursive=True)]:
-                try:
-                    # What is mapped from a file is shared, and given back when others need the room.
-                    memory = process.memory_info()
-                    total += memory.rss - memory.shared
-                except psutil.Error:
-                    continue
-            result.peak = max(result.peak, total / 1e6)
 
-    watcher = threading.Thread(target=look)
-    watcher.start()
-    started, before = time.monotonic(), os.times()
-    yield result
-    result.seconds = time.monotonic() - started
-    result.processor = sum(os.times()[:4]) - sum(before[:4])
-    ended.set()
-    watcher.join()
+def held(process: psutil.Process) -> int:
+    total = 0
+    for one in [process, *process.children(recursive=True)]:
+        try:
+            total += one.memory_full_info().pss
+        except psutil.Error:
+            continue  # it has ended
+    return total
 
 
 def turns_of(one: Conversation) -> list[dict[str, str]]:
@@ -119,26 +120,17 @@ def write_input(
     return lines
 
 
-def plain_loop(source: Path, target: Path) -> None:
-    with source.open() as read, target.open("w") as written:
-        for line in read:
-            written.write(json.dumps(json.loads(line), ensure_ascii=False) + "\n")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=200)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--tokenizer", default="none", help="gpt2 counts tokens too")
     parser.add_argument("--datasets", default=sys.executable, help="a Python that has `datasets`")
     parser.add_argument("--folder", type=Path, help="where there is room for four times as much")
     arguments = parser.parse_args()
-    tokenizer = None if arguments.tokenizer == "none" else arguments.tokenizer
-    plan = Plan(formats=("prompt-response",), validation=0.0, tokenizer=tokenizer)
     folder = Path(tempfile.mkdtemp(dir=arguments.folder))
     try:
         for what, records in (("word for word", repeated), ("put together anew", put_together)):
-            compare(folder, what, arguments.megabytes, records, plan, arguments.workers, arguments.datasets)
+            compare(folder, what, arguments.megabytes, records, arguments.workers, arguments.datasets)
     finally:
         shutil.rmtree(folder)
 
@@ -148,48 +140,37 @@ def compare(
     what: str,
     megabytes: int,
     records: Callable[[list[Conversation], int], Iterator[dict[str, object]]],
-    plan: Plan,
     workers: int,
     datasets: str,
 ) -> None:
     source, target = folder / "input.jsonl", folder / "output.jsonl"
-    # In a process of its own, so that the data it holds are not counted as anybody's memory.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
-        lines = apart.submit(write_input, source, megabytes, records).result()
+    lines = write_input(source, megabytes, records)
     size = source.stat().st_size / 1e6
     load = os.getloadavg()[0]
     print(f"\nChit-Chat repeated {what}: {size:,.0f} MB, {lines:,} records; load {load:.1f}", flush=True)
-    with measured() as loop:
-        plain_loop(source, target)
+    loop = measured([sys.executable, "-c", PLAIN_LOOP, source, target])
     tell("plain loop, one process", loop, size, lines, loop)
-    with measured() as built:
-        manifest = export_file(
-            source,
-            target,
-            folder / "run-metadata.json",
-            plan,
-            PSEUDONYMS,
-            settings_digest="",
-            consent="a benchmark's own data",
-            rejects=folder / "rejects.jsonl",
-            workers=workers,
-        )
-    tell(f"corpus, {workers} processes", built, size, lines, loop)
-    stages = ", ".join(f"{stage.stage} {stage.rejected:,}" for stage in manifest.stages if stage.rejected)
-    print(f"    kept {manifest.examples:,}; left out: {stages}", flush=True)
-    with measured() as loaded:
-        done = subprocess.run([datasets, "-c", DATASETS, source], capture_output=True, text=True, check=False)
-    if done.returncode == 0:
-        tell('datasets.load_dataset("json")', loaded, size, lines, loop)
-    else:
-        print(f'    datasets.load_dataset("json"): {done.stderr.strip().splitlines()[-1]}', flush=True)
+    bare = {name: value for name, value in os.environ.items() if not name.startswith("SOMABRAIN_")}
+    environment = bare | {"SOMABRAIN_HOME": str(folder / "home"), "SOMABRAIN_LEARNING_LOOP_ENABLED": "1"}
+    for tokenizer, counted in (("none", "tokens not counted"), ("gpt2", "GPT-2's tokens")):
+        options = ["--metadata-out", str(folder / "run-metadata.json"), "--tokenizer", tokenizer]
+        options += ["--workers", str(workers)]
+        built = measured([sys.executable, EXPORT, source, target, *options], environment)
+        tell(f"corpus, {workers} workers, {counted}", built, size, lines, loop)
+    account = json.loads((folder / "run-metadata.json").read_text())
+    stages = ", ".join(f"{one['stage']} {one['rejected']:,}" for one in account["stages"] if one["rejected"])
+    print(f"    kept {account['splits']['train']['examples']:,}; left out: {stages}", flush=True)
+    tell('datasets.load_dataset("json")', measured([datasets, "-c", DATASETS, source]), size, lines, loop)
 
 
 def tell(what: str, found: Measured, size: float, lines: int, loop: Measured) -> None:
+    if found.code:
+        print(f"    {what}: {found.printed.strip().splitlines()[-1]}", flush=True)
+        return
     print(
-        f"    {what:32} {found.seconds:7.1f} s  {size / found.seconds:6.1f} MB/s  "
+        f"    {what:38} {found.seconds:7.1f} s  {size / found.seconds:6.1f} MB/s  "
         f"{lines / found.seconds:9,.0f} records/s  {found.peak:5.0f} MB  "
-        f"{loop.seconds / found.seconds:5.2f} × the plain loop; {found.processor:.1f} s of processors",
+        f"{found.seconds / loop.seconds:5.2f} × the plain loop; {found.processor:.1f} s of processors",
         flush=True,
     )
 
