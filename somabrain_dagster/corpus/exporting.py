@@ -128,7 +128,7 @@ def export(
         database: the brain's.
         settings: of the process.
         artifacts: where it is published.
-        plan: what is kept; its formats are those that are written.
+        plan: what is kept; its formats are those that are written, and `sources`, by which deletions find it.
         actor: who asks, for the audit trail.
         kind: `preference_pairs` is made of credited memories, every other one of conversations.
         tenant: whose; None for all that agreed.
@@ -143,6 +143,8 @@ def export(
         TokenizerError: the tokenizer cannot be used.
     """
     require_learning_loop(settings)
+    if SOURCES not in plan.formats:
+        plan = msgspec.structs.replace(plan, formats=(*plan.formats, SOURCES))
     pseudonyms = pseudonyms_of(settings)
     with _scratch(settings) as scratch:
         records, folder = scratch / "records.jsonl", scratch / "corpus"

@@ -76,10 +76,11 @@ def test_every_block_of_the_page_runs_in_order(
         "? what was deleted since is not known here",
         "✓ it was signed with the key",
         " → ",
-        "person-31267496: 1,",
         "Delete these corpora wherever they were pulled to",
     ):
         assert said in done.stdout
+    assert re.search(r"person-31267496: [1-9][\d,]* memories erased", done.stdout)
+    assert re.search(r"corpus-pooled-\w+ .* [1-9][\d,]*\s*$", done.stdout)  # of the list at the end
     assert "not so" not in done.stdout
 
 

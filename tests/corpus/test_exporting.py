@@ -179,6 +179,17 @@ def test_a_forgotten_memory_is_found_in_what_was_built_and_is_in_nothing_after(
     assert len(touched(database, settings)) == 1
 
 
+def test_a_corpus_of_any_format_is_found_by_deletions(
+    database: Database, settings: Settings, tenants: list[str]
+) -> None:
+    manifest = exported(database, settings, plan=Plan(tokenizer=None, formats=("messages",), validation=0.1))
+    with database.as_operator() as connection:
+        delete_tenant(connection, tenants[0], "ada")
+    own = pseudonyms_of(settings).tenant(tenants[0])
+    (rows,) = touched(database, settings).values()
+    assert len(rows) == manifest.tenants[own].examples > 0
+
+
 def test_a_deleted_tenant_is_found_and_never_comes_back(
     database: Database, settings: Settings, tenants: list[str]
 ) -> None:
