@@ -15,8 +15,11 @@ from numpy.typing import NDArray
 
 Hashes = NDArray[np.uint64]
 
-_BATCH = 1 << 20
-"""Bytes of text that are hashed at once; a longer text makes a batch of its own."""
+_BATCH = 1 << 17
+"""Bytes of text that are hashed at once, few enough for a processor's cache.
+
+A longer text makes a batch of its own.
+"""
 
 _RADIX = 0x9E3779B97F4A7C15
 _INVERSE = pow(_RADIX, -1, 1 << 64)
