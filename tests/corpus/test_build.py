@@ -3,9 +3,11 @@
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +230,27 @@ def test_the_specifications_command_needs_no_database(tmp_path: Path) -> None:
     (written,) = [entry for entry in account["files"] if entry["path"] == "output.jsonl"]
     assert (written["rows"], written["tokens"] > 0) == (len(rows), True)
     assert not (tmp_path / "home" / "postgres").exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 300 kB in memory, which only root may mount."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    mounted = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(mounted, check=False, capture_output=True).returncode:
+        pytest.skip("nobody may mount a small file system here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_is_said_and_nothing_half_written_is_left(tmp_path: Path, small_disk: Path) -> None:
+    source = write(tmp_path / "input.jsonl", message_records(conversations()[:300]))
+    code, printed = export(tmp_path, source)
+    assert code == 1
+    assert "(No space left on device): nothing was kept; make room there" in printed
+    assert "Traceback" not in printed
+    assert list(small_disk.iterdir()) == []
 
 
 def test_no_room_is_said_and_nothing_half_written_is_left(tmp_path: Path) -> None:

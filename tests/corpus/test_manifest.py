@@ -1,22 +1,27 @@
 """The account of a corpus: complete, signed if somebody signs it, and true or found out."""
 
+import json
 import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
+import zstandard
 
 from somabrain_dagster.corpus.artifacts import Artifacts, NoCorpus, read_manifest
 from somabrain_dagster.corpus.build import Built, Plan
-from somabrain_dagster.corpus.formats import FORMATS, entry_of
+from somabrain_dagster.corpus.consumers import read_lines
+from somabrain_dagster.corpus.formats import EXAMPLES, FORMATS, entry_of
 from somabrain_dagster.corpus.manifest import (
     METADATA,
     SIGNATURE,
     InvalidManifest,
     Manifest,
     check_signature,
+    encode,
     manifest_of,
 )
-from somabrain_dagster.corpus.verification import DIGESTS, TOMBSTONES, verify
+from somabrain_dagster.corpus.verification import CLAIMS, DIGESTS, PERSONAL, SPLIT, TOMBSTONES, verify
 from tests.corpus.records import PSEUDONYMS, built, conversations, everything_in, memory_records
 
 WHOLE = Plan(formats=tuple(FORMATS), validation=0.1)
@@ -121,6 +126,27 @@ def test_an_account_that_cannot_be_read_is_said_to_be_so(pulled: Path) -> None:
     (pulled / METADATA).write_text('{"corpus_id": 3}')
     with pytest.raises(InvalidManifest, match="is no account of a corpus"):
         verify(pulled)
+
+
+def test_what_is_planted_in_copies_of_real_rows_is_found(pulled: Path) -> None:
+    """A leak and an address, and digests put right: whoever plants them has the account too."""
+    manifest = read_manifest(str(pulled))
+    train, held_out = (f"{EXAMPLES}/{split}.jsonl.zst" for split in ("train", "validation"))
+    leaked, first = next(read_lines(pulled / held_out)), json.loads(next(read_lines(pulled / train)))
+    first["messages"][-1]["content"] += " write to ada@example.org"
+    rows = [json.dumps(first).encode(), leaked]
+    (pulled / train).write_bytes(zstandard.compress(b"".join(row + b"\n" for row in rows)))
+    files = [
+        entry_of(pulled, pulled / train, len(rows)) if entry.path == train else entry
+        for entry in manifest.files
+    ]
+    (pulled / METADATA).write_bytes(encode(msgspec.structs.replace(manifest, files=files)))
+    messages = {claim: [str(one) for one in verify(pulled) if one.claim == claim] for claim in CLAIMS}
+    assert messages[DIGESTS] == messages[TOMBSTONES] == []
+    assert any("is of a session that is held out" in message for message in messages[SPLIT])
+    assert any("is in the validation split too" in message for message in messages[SPLIT])
+    (personal,) = messages[PERSONAL]
+    assert personal.startswith("train example ")
 
 
 def test_what_was_deleted_since_is_named(pulled: Path) -> None:
