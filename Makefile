@@ -3,7 +3,8 @@ BIN := .venv/bin
 ROUNDS ?= 50
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo learn up down status test test-slow lint types format evidence calibration bench-serving chaos-serving first-light bench-analysis scales bench-recall bench-beside corpus bench-corpus chaos kafka kafka-down kafka-failover bench-retention drill
+# What has a description is a name, and no file.
+.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*\#\#.*/\1/p' $(MAKEFILE_LIST))
 
 help: ## Say what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16

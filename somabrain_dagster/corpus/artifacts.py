@@ -125,6 +125,8 @@ def read_file(url: str, name: str) -> bytes:
         raise NoCorpus(
             f"there is no {name} at {url}: `somabrain corpus list` names those that there are"
         ) from error
+    except NoPlace as error:
+        raise NoCorpus(str(error)) from error
     return content
 
 
