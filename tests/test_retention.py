@@ -24,6 +24,7 @@ from somabrain_dagster.store.database import Database
 from somabrain_dagster.store.keys import create_key
 from somabrain_dagster.store.landing import Refused, land
 from somabrain_dagster.store.merkle import merkle_root
+from somabrain_dagster.store.outbox import Outbox
 from somabrain_dagster.store.partition_seals import Seal, read_seals, root_of_seals
 from somabrain_dagster.store.request_stats import Tally, add_requests
 from somabrain_dagster.store.retention import (
@@ -42,6 +43,7 @@ from somabrain_dagster.store.retention import (
     release_hold,
     running,
 )
+from somabrain_dagster.store.tampering import find_tampering
 from somabrain_dagster.store.usage import TokenUsage, record_tokens
 from somabrain_dagster.store.verification import REDERIVATION, SEALS, Verification, verify
 from tests.ageing import cut_weeks, partitions_of
@@ -52,6 +54,7 @@ from tests.forgery import as_forger
 from tests.reenacted import Reenactment
 from tests.serving.running import running as serving
 from tests.test_auto_rollback import BAD, GOOD, feed, rollbacks
+from tests.test_outbox import publish
 
 pytestmark = pytest.mark.learning
 
@@ -239,6 +242,11 @@ def test_a_seal_that_is_not_what_was_pruned_is_found(forgotten: Database, forger
         as_forger(connection, "seals", "weight_changes")
         assert connection.execute(forgery.encode()).rowcount > 0
     assert verified(forgotten).of(claim)
+
+
+def test_what_was_sealed_and_dropped_was_not_tampered_with(forgotten: Database) -> None:
+    with forgotten.as_operator() as connection:
+        assert find_tampering(connection) == []
 
 
 def test_an_event_that_is_gone_without_a_seal_is_still_found(forgotten: Database) -> None:
@@ -496,6 +504,16 @@ def test_feedback_that_no_aggregate_counts_is_not_dropped(database: Database) ->
     assert "Materialise these days" in refusal.reason
     assert len(events_of(database, tenant)) == 2
     assert {one.relation for one in outcome.dropped} == {"recalls", "token_usage"}
+
+
+def test_feedback_that_is_not_published_yet_is_not_dropped(taught: Database) -> None:
+    cut_weeks(taught)
+    (refusal,) = run(taught, NOW, FIRST_DAY, "tests", relayed=True).refused
+    assert "not published to Kafka yet" in refusal.reason
+    with Outbox(taught.url) as outbox:
+        publish(outbox)
+    assert run(taught, NOW, FIRST_DAY, "tests", relayed=True).refused == []
+    assert counts(taught)["feedback_events"] == 0
 
 
 def test_a_day_whose_aggregate_was_lost_is_not_dropped(database: Database) -> None:

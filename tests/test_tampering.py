@@ -140,7 +140,9 @@ def test_a_changed_feedback_event_is_named(history: tuple[Database, str], change
 def test_a_deleted_feedback_event_is_named(history: tuple[Database, str]) -> None:
     database, person = history
     tamper(database, "DELETE FROM feedback_events WHERE seq = 5")
-    assert found_in(database) == [Tampering("feedback_events", person, 5, "the row is gone")]
+    assert found_in(database) == [
+        Tampering("feedback_events", person, 5, "the row is gone, and retention sealed none such")
+    ]
 
 
 def test_a_log_that_was_forged_with_all_its_hashes_is_not_the_one_that_was_sealed(

@@ -47,6 +47,7 @@ def feedback_retention(
         brain.settings.retention.kept,
         brain.settings.first_day,
         actor=f"dagster run {context.run.run_id}",
+        relayed=brain.settings.kafka.bootstrap is not None,
     )
     with brain.database.snapshot() as connection:
         prunings = [pruning for pruning in read_prunings(connection) if pruning.dropped_at is not None]

@@ -97,7 +97,14 @@ def retention_run() -> None:
     """Prune what is too old, as the schedule does daily; exit 1 if something stays that should go."""
     settings = Settings()
     with opened(settings) as (database, _), watched() as progress:
-        outcome = run(database, settings.retention.kept, settings.first_day, actor(), progress)
+        outcome = run(
+            database,
+            settings.retention.kept,
+            settings.first_day,
+            actor(),
+            progress,
+            relayed=settings.kafka.bootstrap is not None,
+        )
     show_outcome(outcome)
     if outcome.refused:
         sys.exit(1)

@@ -15,6 +15,7 @@ from somabrain_dagster.operations.summary import Progress, unwatched
 from somabrain_dagster.store import audit
 from somabrain_dagster.store.daily import Uncounted, aggregate, read_uncounted, read_unseen_days
 from somabrain_dagster.store.database import Connection, Database
+from somabrain_dagster.store.outbox import count_unpublished
 from somabrain_dagster.store.positions import FEEDBACK_DAILY, read_heads, read_lag
 from somabrain_dagster.store.retention import (
     AGED,
@@ -74,6 +75,8 @@ def run(
     first_day: date,
     actor: str,
     progress: Progress = unwatched,
+    *,
+    relayed: bool = False,
 ) -> Outcome:
     """Prune what is too old, and go on with what an earlier run left undone.
 
@@ -83,6 +86,7 @@ def run(
         first_day: events about earlier days are never aggregated.
         actor: for the audit trail.
         progress: told how many of the partitions that are old enough are done.
+        relayed: feedback is published to Kafka: what was not yet stays until it was.
 
     Raises:
         RetentionRuns: another run is at work.
@@ -100,7 +104,7 @@ def run(
         uncounted = partial(_uncounted, database, connection, first_day, today)
         steps: list[Callable[[], Pruning | Refusal | None]] = [
             *(partial(_finish, connection, pruning, halfway.get(pruning.partition)) for pruning in left),
-            *(partial(_prune, connection, each, uncounted, actor) for each in attached.values()),
+            *(partial(_prune, connection, each, uncounted, actor, relayed) for each in attached.values()),
         ]
         results = []
         for step in steps:
@@ -144,6 +148,7 @@ def _prune(
     partition: Partition,
     uncounted_of: Callable[[Partition], list[Uncounted]],
     actor: str,
+    relayed: bool,
 ) -> Pruning | Refusal | None:
     """Take one partition through all steps; None where all of it is under a legal hold."""
     if partition.relation == "feedback_events":
@@ -155,6 +160,12 @@ def _prune(
                 + "; ".join(map(str, uncounted[:_NAMED]))
                 + (f"; and {len(uncounted) - _NAMED:,} more" if len(uncounted) > _NAMED else "")
                 + ". Materialise these days, then run retention again.",
+            )
+        unpublished = count_unpublished(connection, partition.name) if relayed else 0
+        if unpublished:
+            return Refusal(
+                partition.name,
+                f"{unpublished:,} of its events are not published to Kafka yet: see `somabrain kafka lag`",
             )
     try:
         decision = decide(connection, partition, actor)

@@ -304,3 +304,23 @@ def read_unpublished(connection: Connection) -> list[Unpublished]:
     )
     waiting = {log: Unpublished(log, records, seconds or 0.0) for log, records, seconds in rows}
     return [waiting.get(log, Unpublished(log, 0, 0.0)) for log in LOGS]
+
+
+def count_unpublished(connection: Connection, partition: str) -> int:
+    """How many events of one partition of the feedback are not published.
+
+    Args:
+        connection: a transaction that sees all tenants.
+        partition: its name.
+    """
+    (events,) = connection.execute(
+        sql.SQL(
+            """
+            SELECT count(*) FROM {} e
+            LEFT JOIN relay_marks m ON m.tenant_id = e.tenant_id AND m.log = %s
+            WHERE e.seq > coalesce(m.version, 0)
+            """
+        ).format(sql.Identifier(partition)),
+        (FEEDBACK,),
+    ).fetchone() or (0,)
+    return int(events)

@@ -277,16 +277,18 @@ def events_tampered(connection: Connection) -> Iterator[Tampering]:
         """
         SELECT c.tenant_id, c.event_seq
         FROM weight_changes c
-        JOIN (SELECT tenant_id, min(seq) AS first FROM feedback_events GROUP BY tenant_id) AS kept
-            ON kept.tenant_id = c.tenant_id AND c.event_seq > kept.first
-        WHERE NOT EXISTS (
+        WHERE c.event_seq IS NOT NULL AND NOT EXISTS (
             SELECT FROM feedback_events e WHERE e.tenant_id = c.tenant_id AND e.seq = c.event_seq
+        ) AND NOT EXISTS (
+            SELECT FROM seals s
+            WHERE s.tenant_id = c.tenant_id AND s.relation = 'feedback_events'
+              AND c.event_seq BETWEEN s.first_id AND s.last_id
         )
         ORDER BY c.tenant_id, c.event_seq
         """
     )
     for tenant_id, seq in gone:
-        yield Tampering("feedback_events", tenant_id, seq, "the row is gone")
+        yield Tampering("feedback_events", tenant_id, seq, "the row is gone, and retention sealed none such")
 
 
 _LOGS: tuple[ChainLog, ...] = ("audit_events", "weight_changes")
