@@ -128,13 +128,16 @@ def experiment_status(name: str | None) -> None:
     """Show an experiment and what it found, or all of them."""
     with opened(Settings()) as (database, _), database.snapshot() as connection:
         known = list_experiments(connection) if name is None else [read_experiment(connection, name)]
+        if not known:
+            console.print("there is no experiment yet: `somabrain experiment create` draws one up")
+            return
         table = Table(box=None)
         for heading in ("experiment", "status", "arms", "sessions", "outcome"):
             table.add_column(heading)
         for one in known:
             outcomes: Mapping[str, Moments] = {}
             outcome = one.end_reason or ""
-            if one.status == "running":
+            if one.status in ("running", "stopped"):
                 outcomes = progress_of(one.plan, read_live_sessions(connection, one)).outcomes
             if one.status == "completed":
                 analysed = read_analysis(connection, one.experiment_id)
@@ -192,10 +195,14 @@ def canary_start(name: str | None) -> None:
 def canary_status() -> None:
     """Show canaries, and what each look decided."""
     with opened(Settings()) as (database, _), database.snapshot() as connection:
+        known = list_canaries(connection)
+        if not known:
+            console.print("there is no canary yet: `somabrain canary start` tries what an experiment found")
+            return
         table = Table(box=None)
         for heading in ("canary", "tries", "status", "look", "action", "why"):
             table.add_column(heading)
-        for one in list_canaries(connection):
+        for one in known:
             rows = [read_look(connection, one, look) for look in one.looks]
             tries = f"{one.experiment_id}/{one.arm}"
             if not rows:
@@ -283,7 +290,10 @@ def weights_history() -> None:
         table.add_row(
             str(one.version), f"{one.created_at:%Y-%m-%d %H:%M}", one.actor, one.origin, one.changed
         )
-    console.print(table)
+    if promotions:
+        console.print(table)
+    else:
+        console.print("nothing was promoted yet: every tenant began with the start")
     in_force = ", ".join(
         f"{weight.symbol} {value:.4f}" for weight, value in zip(WEIGHTS, to_units(now.weights), strict=True)
     )
