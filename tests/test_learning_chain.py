@@ -26,6 +26,7 @@ PROOFS = {
     "no_gap_in_versions",
     "hash_chain_intact",
     "bounds_hold",
+    "pruned_events_are_sealed",
 }
 
 

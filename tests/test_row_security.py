@@ -20,8 +20,11 @@ from somabrain_dagster.store.feedback_contract import parse_feedback
 from somabrain_dagster.store.keys import create_key
 from somabrain_dagster.store.landing import Landed, land
 from somabrain_dagster.store.memories import Link, link_all, parse_memory, remember_all
+from somabrain_dagster.store.outbox import Outbox
 from somabrain_dagster.store.retention import place_hold
+from somabrain_dagster.store.seals import seal
 from somabrain_dagster.store.usage import TokenUsage, record_tokens
+from tests.test_outbox import publish
 
 CONFIGURATION = LearningConfiguration()
 NOON = datetime(2018, 4, 1, 12, tzinfo=UTC)
@@ -105,6 +108,10 @@ def populated(shared_database: Database) -> Populated:
         create_tenants(connection, [populated.alice, populated.bob], CONFIGURATION)
     for tenant in (populated.alice, populated.bob):
         live(shared_database, tenant)
+    with Outbox(shared_database.url) as outbox:
+        publish(outbox)
+    with shared_database.as_operator() as connection:
+        assert seal(connection, "ada") is not None
     return populated
 
 
