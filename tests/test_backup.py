@@ -164,6 +164,7 @@ class Load:
 
 
 @pytest.mark.learning
+@pytest.mark.slow
 def test_a_backup_under_load_restores_to_its_position_after_everything_is_lost(reachable_path: Path) -> None:
     brain = new_brain(reachable_path, place(reachable_path, "backups"), PEOPLE)
     try:
@@ -206,6 +207,7 @@ def test_a_backup_under_load_restores_to_its_position_after_everything_is_lost(r
         discard_servers(brain.home)
 
 
+@pytest.mark.slow
 def test_a_restored_brain_goes_on_in_a_new_epoch_and_says_so(
     brain: Brain, whole: Backup, elsewhere: Path
 ) -> None:
@@ -226,6 +228,7 @@ def test_a_restored_brain_goes_on_in_a_new_epoch_and_says_so(
         assert isinstance(land(database, [event], CONFIGURATION)[0], Landed)
 
 
+@pytest.mark.slow
 def test_what_was_restored_is_backed_up_like_any_other(brain: Brain, whole: Backup, elsewhere: Path) -> None:
     restore_into(brain.settings, whole.backup_id, elsewhere, actor="tests")
     again = back_up(settings_of(elsewhere, elsewhere / "backups")).backup
@@ -233,6 +236,7 @@ def test_what_was_restored_is_backed_up_like_any_other(brain: Brain, whole: Back
     assert again.epoch > whole.epoch
 
 
+@pytest.mark.slow
 def test_a_server_of_ones_own_is_copied_by_a_role_that_may_replicate(
     brain: Brain, dumped: tuple[Settings, Backup], elsewhere: Path
 ) -> None:
@@ -252,6 +256,7 @@ def test_a_server_of_ones_own_is_copied_by_a_role_that_may_replicate(
     assert position_at(restored) == made.position == position_at(brain.url)
 
 
+@pytest.mark.slow
 def test_dagsters_database_is_in_it_too(brain: Brain, whole: Backup, elsewhere: Path) -> None:
     with psycopg.connect(postgres_of(brain.home).url(servers.DAGSTER)) as connection:
         connection.execute("CREATE TABLE runs_of_somebody AS SELECT 42 AS run")
@@ -367,6 +372,7 @@ def test_a_backup_of_other_versions_is_refused(
     assert_refused(settings, brain, folder.name, elsewhere, InvalidBackup, reason)
 
 
+@pytest.mark.slow
 def test_what_restores_to_another_position_than_the_account_says_is_refused(
     brain: Brain, copied: tuple[Settings, Path], elsewhere: Path
 ) -> None:
@@ -376,6 +382,7 @@ def test_what_restores_to_another_position_than_the_account_says_is_refused(
     assert_refused(settings, brain, folder.name, elsewhere, RestoreRefused, reason)
 
 
+@pytest.mark.slow
 def test_a_foreign_brains_backup_does_not_take_this_ones_place(
     brain: Brain, whole: Backup, reachable_path: Path
 ) -> None:
@@ -414,6 +421,7 @@ def test_a_directory_with_something_in_it_is_left_alone(brain: Brain, whole: Bac
     assert (elsewhere / "letter").read_text() == "dear"
 
 
+@pytest.mark.slow
 def test_what_is_replaced_is_kept_as_a_home_of_its_own(reachable_path: Path) -> None:
     brain = new_brain(reachable_path, place(reachable_path, "backups"), 2)
     aside = None
@@ -444,6 +452,7 @@ def test_two_backups_at_once_are_one_too_many(brain: Brain) -> None:
     assert store_of(brain.settings).backups() == before
 
 
+@pytest.mark.slow
 def test_so_many_are_kept_and_the_last_that_was_proven(brain: Brain, reachable_path: Path) -> None:
     backups = place(reachable_path, "kept")
     settings = brain.settings.model_copy(update={"backup_url": f"file://{backups}", "backup_keep": 1})
@@ -490,6 +499,7 @@ def dumped(brain: Brain) -> tuple[Settings, Backup]:
     return settings, back_up(settings).backup
 
 
+@pytest.mark.slow
 def test_a_dump_is_restored_into_servers_of_its_own(
     brain: Brain, dumped: tuple[Settings, Backup], elsewhere: Path
 ) -> None:
@@ -502,6 +512,7 @@ def test_a_dump_is_restored_into_servers_of_its_own(
     assert memories_at(url) == memories_at(brain.url)
 
 
+@pytest.mark.slow
 def test_a_dump_is_restored_into_an_empty_database_and_no_other(
     brain: Brain, dumped: tuple[Settings, Backup]
 ) -> None:
@@ -537,6 +548,7 @@ def test_a_drill_proves_a_backup_and_leaves_nothing_behind(brain: Brain, whole: 
     assert not any((brain.home / "drills").iterdir())
 
 
+@pytest.mark.slow
 def test_a_drill_of_a_damaged_backup_says_what_is_wrong_and_proves_nothing(
     brain: Brain, copied: tuple[Settings, Path]
 ) -> None:
@@ -558,6 +570,7 @@ def test_a_drill_of_a_damaged_backup_says_what_is_wrong_and_proves_nothing(
     assert not store_of(settings).is_proven(folder.name)
 
 
+@pytest.mark.slow
 def test_dagster_backs_up_and_proves(brain: Brain) -> None:
     definitions = build_definitions(brain.settings)
     with dg.DagsterInstance.ephemeral() as instance:
@@ -568,6 +581,7 @@ def test_dagster_backs_up_and_proves(brain: Brain) -> None:
             assert all(checks.values()), checks
 
 
+@pytest.mark.slow
 def test_the_commands_tell_what_they_did(
     brain: Brain, whole: Backup, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -607,6 +621,7 @@ def tampered(reachable_path: Path, tmp_path: Path) -> Iterator[Brain]:
     discard_servers(made.home)
 
 
+@pytest.mark.slow
 def test_a_brain_that_does_not_replay_is_found_by_the_drill_and_takes_nobodys_place(
     tampered: Brain, elsewhere: Path
 ) -> None:
