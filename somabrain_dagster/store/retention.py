@@ -275,59 +275,69 @@ def decide(
             "WHERE relation = %(relation)s AND begins = %(begins)s AND dropped_at IS NULL",
             vars(partition),
         )
-        held = [hold.tenant_id for hold in read_holds(connection)]
-        there = connection.execute(
-            sql.SQL(
-                "SELECT tenant_id, count(*), min({number}), max({number}) FROM {partition} "
-                "GROUP BY tenant_id ORDER BY tenant_id"
-            ).format(**names)
-        ).fetchall()
-        going = [row for row in there if row[0] not in held]
+        held = {hold.tenant_id for hold in read_holds(connection)}
+        there = _tenants_in(connection, partition.name)
+        going = [tenant_id for tenant_id in there if tenant_id not in held]
         if there and not going:
             return Decision(None, rows_stay=True)
         (pruning_id,) = connection.execute(
             """
             INSERT INTO prunings (relation, partition, begins, ends, actor, decided_at, tenants, rows, bytes)
-            VALUES (
-                %(relation)s, %(name)s, %(begins)s, %(ends)s, %(actor)s, now(), %(tenants)s, %(sealed)s,
-                %(bytes)s
-            )
+            VALUES (%(relation)s, %(name)s, %(begins)s, %(ends)s, %(actor)s, now(), %(tenants)s, 0, %(bytes)s)
             RETURNING pruning_id
             """,
-            {
-                **vars(partition),
-                "actor": actor,
-                "tenants": len(going),
-                "sealed": sum(rows for _, rows, *_ in going),
-            },
+            {**vars(partition), "actor": actor, "tenants": len(going)},
         ).fetchone() or (0,)
         seals = []
-        for tenant_id, rows, first_id, last_id in going:
+        for tenant_id in going:
             # One tenant at a time: memory holds its digests and no other's.
-            digests = read_columns(
+            columns = read_columns(
                 connection,
                 sql.SQL(
-                    "SELECT {digest} FROM {partition} p WHERE tenant_id = {tenant} ORDER BY {number}"
+                    "SELECT {number}, {digest} FROM {partition} p "
+                    "WHERE tenant_id = {tenant} ORDER BY {number}"
                 ).format(**names, tenant=sql.Literal(tenant_id)),
-                {"digest": "digest"},
-            )["digest"]
-            if len(digests) != rows:
-                raise AssertionError(f"{len(digests)} of {rows} rows of {partition.name} were digested")
+                {"number": "int8", "digest": "digest"},
+            )
+            numbers = columns["number"]
             seals.append(
                 Seal(
-                    tenant_id,
-                    pruning_id,
-                    partition.relation,
-                    partition.begins,
-                    partition.ends,
-                    rows,
-                    first_id,
-                    last_id,
-                    root_of(digests.tobytes()),
+                    tenant_id=tenant_id,
+                    pruning_id=pruning_id,
+                    relation=partition.relation,
+                    begins=partition.begins,
+                    ends=partition.ends,
+                    rows=len(numbers),
+                    first_id=int(numbers[0]),
+                    last_id=int(numbers[-1]),
+                    root=root_of(columns["digest"].tobytes()),
                 )
             )
+        connection.execute(
+            "UPDATE prunings SET rows = %s WHERE pruning_id = %s",
+            (sum(seal.rows for seal in seals), pruning_id),
+        )
         write_seals(connection, seals)
     return Decision(_pruning(connection, pruning_id), rows_stay=len(going) < len(there))
+
+
+def _tenants_in(connection: Connection, partition: str) -> list[str]:
+    """Whose rows a partition has, by name: the primary key is asked for each one after the one before."""
+    name = sql.Identifier(partition)
+    rows = connection.execute(
+        sql.SQL(
+            """
+            WITH RECURSIVE found AS (
+                SELECT min(tenant_id) AS tenant_id FROM {partition}
+                UNION ALL
+                SELECT (SELECT min(tenant_id) FROM {partition} WHERE tenant_id > found.tenant_id)
+                FROM found WHERE tenant_id IS NOT NULL
+            )
+            SELECT tenant_id FROM found WHERE tenant_id IS NOT NULL ORDER BY tenant_id
+            """
+        ).format(partition=name)
+    )
+    return [tenant_id for (tenant_id,) in rows]
 
 
 def detach(connection: Connection, partition: Partition, wait_seconds: float = _PATIENCE_SECONDS) -> None:
@@ -391,19 +401,13 @@ def _drop(connection: Connection, pruning: Pruning) -> Pruning:
     connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{_LOCK_SECONDS}s",))
     # A hold that is being placed is there before this goes on, or waits until the rows are gone.
     connection.execute("LOCK TABLE legal_holds IN SHARE MODE")
-    there: dict[str, int] = dict(
-        connection.execute(
-            sql.SQL("SELECT tenant_id, count(*) FROM {} GROUP BY tenant_id").format(
-                sql.Identifier(pruning.partition)
-            )
-        ).fetchall()
-    )
     held = {hold.tenant_id for hold in read_holds(connection)}
-    sealed = {seal.tenant_id: seal.rows for seal in read_seals(connection, pruning_id=pruning.pruning_id)}
-    kept = sorted(tenant for tenant in there if tenant in held or tenant not in sealed)
-    changed = [tenant for tenant, rows in sealed.items() if there.get(tenant) != rows]
-    if changed:
-        raise AssertionError(f"rows of {changed[0]} in {pruning.partition} are not those that were sealed")
+    sealed = {seal.tenant_id for seal in read_seals(connection, pruning_id=pruning.pruning_id)}
+    kept = [
+        tenant
+        for tenant in _tenants_in(connection, pruning.partition)
+        if tenant in held or tenant not in sealed
+    ]
     connection.execute(
         "DELETE FROM seals WHERE pruning_id = %s AND tenant_id = ANY (%s)", (pruning.pruning_id, kept)
     )
@@ -428,6 +432,11 @@ def _drop(connection: Connection, pruning: Pruning) -> Pruning:
             "(created_at IS NOT NULL AND created_at >= {begins} AND created_at < {ends}))"
         )
         kept_rows = run("INSERT INTO {held} SELECT * FROM {old} WHERE tenant_id = ANY ({kept})")
+    (there,) = connection.execute(sql.SQL("SELECT count(*) FROM {old}").format(**names)).fetchone() or (0,)
+    if there != kept_rows + sum(seal.rows for seal in seals):
+        raise AssertionError(
+            f"{pruning.partition} has {there} rows: not those that were sealed and {kept_rows} that stay"
+        )
     if any(attached.name == pruning.partition for attached in read_partitions(connection)):
         run("ALTER TABLE {parent} DETACH PARTITION {old}")
     run("DROP TABLE {old}")
