@@ -239,33 +239,60 @@ class Uncounted:
 def read_uncounted(connection: Connection, partition: str, first_day: date) -> list[Uncounted]:
     """What would be forgotten if a partition of feedback were dropped now.
 
+    A tenant's events are numbered without a gap. So where its days count as many events as its mark has
+    passed, each of them is counted, and only the events of other tenants are looked at one by one.
+
     Args:
         connection: an owner's.
         partition: its name.
         first_day: events about earlier days are never aggregated.
     """
+    names = {"partition": sql.Identifier(partition), "consumer": sql.Literal(FEEDBACK_DAILY)}
+    marks = sql.SQL(
+        """
+        marks AS (
+            SELECT m.tenant_id, m.feedback_seq FROM log_marks m
+            JOIN weight_changes c ON (c.tenant_id, c.version, c.hash) = (m.tenant_id, m.version, m.hash)
+            WHERE m.consumer = {consumer}
+        )
+        """
+    ).format(**names)
+    suspects = connection.execute(
+        sql.SQL(
+            """
+            WITH {marks},
+            counted AS (SELECT tenant_id, sum(events) AS events FROM feedback_daily GROUP BY tenant_id)
+            SELECT s.tenant_id FROM adaptation_states s
+            CROSS JOIN LATERAL (
+                SELECT max(seq) AS last_seq FROM {partition} p WHERE p.tenant_id = s.tenant_id
+            ) AS there
+            LEFT JOIN marks m ON m.tenant_id = s.tenant_id
+            LEFT JOIN counted d ON d.tenant_id = s.tenant_id
+            WHERE last_seq IS NOT NULL
+                AND (last_seq > coalesce(m.feedback_seq, 0) OR d.events IS DISTINCT FROM m.feedback_seq)
+            """
+        ).format(marks=marks, **names)
+    ).fetchall()
+    if not suspects:
+        return []
     rows = connection.execute(
         sql.SQL(
             """
-            WITH days AS (
+            WITH {marks},
+            days AS (
                 SELECT
                     tenant_id, (occurred_at AT TIME ZONE 'UTC')::date AS day, count(*) AS events,
                     max(seq) AS last_seq
-                FROM {partition} GROUP BY tenant_id, day
+                FROM {partition} WHERE tenant_id = ANY (%(suspects)s) GROUP BY tenant_id, day
             )
-            SELECT tenant_id, NULL::date, sum(t.events)::bigint FROM days t
-            LEFT JOIN (SELECT * FROM log_marks WHERE consumer = {consumer}) AS m USING (tenant_id)
-            LEFT JOIN weight_changes c USING (tenant_id, version)
-            GROUP BY tenant_id, m.feedback_seq, m.hash, c.hash
-            HAVING max(t.last_seq) > coalesce(m.feedback_seq, 0) OR m.hash IS DISTINCT FROM c.hash
+            SELECT tenant_id, NULL::date, sum(t.events)::bigint
+            FROM days t LEFT JOIN marks m USING (tenant_id)
+            GROUP BY tenant_id, m.feedback_seq HAVING max(t.last_seq) > coalesce(m.feedback_seq, 0)
             UNION ALL
             SELECT tenant_id, day, t.events FROM days t LEFT JOIN feedback_daily d USING (tenant_id, day)
-            WHERE day >= {first_day} AND coalesce(d.events, 0) < t.events
+            WHERE day >= %(first_day)s AND coalesce(d.events, 0) < t.events
             """
-        ).format(
-            partition=sql.Identifier(partition),
-            consumer=sql.Literal(FEEDBACK_DAILY),
-            first_day=sql.Literal(first_day),
-        )
+        ).format(marks=marks, **names),
+        {"suspects": [tenant_id for (tenant_id,) in suspects], "first_day": first_day},
     )
     return sorted((Uncounted(*row) for row in rows), key=str)

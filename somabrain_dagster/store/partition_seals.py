@@ -61,10 +61,13 @@ class Seal:
         )
 
 
-def root_of(digests: bytes) -> bytes:
-    """The Merkle root over digests that lie one after the other."""
-    starts = range(0, len(digests), DIGEST_BYTES)
-    return merkle_root(digests[start : start + DIGEST_BYTES] for start in starts)
+def root_of(slices: Iterable[bytes]) -> bytes:
+    """The Merkle root over digests that lie one after the other, in one or several slices."""
+    return merkle_root(
+        digests[start : start + DIGEST_BYTES]
+        for digests in slices
+        for start in range(0, len(digests), DIGEST_BYTES)
+    )
 
 
 def root_of_seals(seals: Iterable[Seal]) -> bytes:

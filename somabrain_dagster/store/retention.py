@@ -26,7 +26,6 @@ from psycopg import sql
 
 from somabrain_dagster.store import audit
 from somabrain_dagster.store.adaptation import UnknownTenant
-from somabrain_dagster.store.binary import read_columns
 from somabrain_dagster.store.database import Connection, Database
 from somabrain_dagster.store.partition_seals import (
     Relation,
@@ -48,6 +47,9 @@ _LOCK_ATTEMPTS = 10
 _LOCK_PAUSE_SECONDS = 0.5
 _PATIENCE_SECONDS = 60.0
 """How long a run waits where nobody waits for it."""
+
+_DIGESTS_TOGETHER = 100_000
+"""Digests that are held in memory."""
 
 ROWS_TOGETHER = 20_000
 """Rows that are deleted in one transaction, where rows are deleted."""
@@ -249,17 +251,12 @@ def decide(
     Raises:
         TableBusy: they go on for too long.
     """
-    table = _TABLES[partition.relation]
-    names = {
-        "partition": sql.Identifier(partition.name),
-        "number": sql.Identifier(table.number),
-        "digest": sql.SQL(table.digest),
-    }
     with connection.transaction():
         # Nothing lands in what is past, and nothing shall be changed while it is sealed.
         connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{wait_seconds}s",))
         try:
-            connection.execute(sql.SQL("LOCK TABLE {partition} IN SHARE MODE").format(**names))
+            name = sql.Identifier(partition.name)
+            connection.execute(sql.SQL("LOCK TABLE {} IN SHARE MODE").format(name))
         except psycopg.errors.LockNotAvailable:
             raise TableBusy(
                 f"transactions have been changing {partition.name} for more than {wait_seconds:g} s (see "
@@ -290,16 +287,8 @@ def decide(
         ).fetchone() or (0,)
         seals = []
         for tenant_id in going:
-            # One tenant at a time: memory holds its digests and no other's.
-            columns = read_columns(
-                connection,
-                sql.SQL(
-                    "SELECT {number}, {digest} FROM {partition} p "
-                    "WHERE tenant_id = {tenant} ORDER BY {number}"
-                ).format(**names, tenant=sql.Literal(tenant_id)),
-                {"number": "int8", "digest": "digest"},
-            )
-            numbers = columns["number"]
+            slices = _Slices(connection, partition, tenant_id)
+            root = root_of(slices)
             seals.append(
                 Seal(
                     tenant_id=tenant_id,
@@ -307,10 +296,10 @@ def decide(
                     relation=partition.relation,
                     begins=partition.begins,
                     ends=partition.ends,
-                    rows=len(numbers),
-                    first_id=int(numbers[0]),
-                    last_id=int(numbers[-1]),
-                    root=root_of(columns["digest"].tobytes()),
+                    rows=slices.rows,
+                    first_id=slices.first_id,
+                    last_id=slices.last_id,
+                    root=root,
                 )
             )
         connection.execute(
@@ -319,6 +308,47 @@ def decide(
         )
         write_seals(connection, seals)
     return Decision(_pruning(connection, pruning_id), rows_stay=len(going) < len(there))
+
+
+class _Slices:
+    """The digests of a tenant's rows in a partition, in the order of their numbers, some rows at a time.
+
+    Attributes:
+        rows, first_id, last_id: of those that were read.
+    """
+
+    def __init__(self, connection: Connection, partition: Partition, tenant_id: str) -> None:
+        table = _TABLES[partition.relation]
+        self._connection = connection
+        self._query = sql.SQL(
+            """
+            SELECT count(*), min(number), max(number), string_agg(digest, ''::bytea ORDER BY number)
+            FROM (
+                SELECT {number} AS number, {digest} AS digest FROM {partition} p
+                WHERE tenant_id = {tenant} AND {number} > %s ORDER BY {number} LIMIT {most}
+            ) AS slice
+            """
+        ).format(
+            number=sql.Identifier(table.number),
+            digest=sql.SQL(table.digest),
+            partition=sql.Identifier(partition.name),
+            tenant=sql.Literal(tenant_id),
+            most=sql.Literal(_DIGESTS_TOGETHER),
+        )
+        self.rows = self.first_id = self.last_id = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        while True:
+            row = self._connection.execute(self._query, (self.last_id,), binary=True).fetchone()
+            assert row is not None
+            count, first, last, digests = row
+            if count == 0:
+                return
+            self.first_id = self.first_id or first
+            self.rows, self.last_id = self.rows + count, last
+            yield digests
+            if count < _DIGESTS_TOGETHER:
+                return
 
 
 def _tenants_in(connection: Connection, partition: str) -> list[str]:

@@ -804,7 +804,7 @@ def seal_findings(connection: Connection, log: WeightLog) -> Iterator[Finding]:
             len(rows),
             int(seqs[0]),
             int(seqs[-1]),
-            root_of(log.event_digests[rows].tobytes()),
+            root_of([log.event_digests[rows].tobytes()]),
         ):
             message = (
                 f"the seal of its feedback from {seal.begins:%Y-%m-%d} to {seal.ends:%Y-%m-%d} is not that "
