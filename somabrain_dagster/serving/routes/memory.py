@@ -34,7 +34,9 @@ EXPORT_CHUNK = 200
 
 Result = TypeVar("Result")
 
-Text = Annotated[str, msgspec.Meta(min_length=1, pattern=r"^[^\x00]*[^\s\x00][^\x00]*$")]
+# Spelt out, for what `\s` means differs between languages, and the description is read by many.
+_BLANK = r"\x09-\x0D\x1C-\x20\x85\xA0\u1680\u2000-\u200A\u2028\u2029\u202F\u205F\u3000"
+Text = Annotated[str, msgspec.Meta(min_length=1, pattern=rf"^[^\x00]*[^\x00{_BLANK}][^\x00]*$")]
 MemoryId = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
 
 
