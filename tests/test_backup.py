@@ -573,7 +573,7 @@ def test_a_drill_of_a_damaged_backup_says_what_is_wrong_and_proves_nothing(
 @pytest.mark.slow
 def test_dagster_backs_up_and_proves(brain: Brain) -> None:
     definitions = build_definitions(brain.settings)
-    checks = {}
+    checks: dict[str, bool] = {}
     with dg.DagsterInstance.ephemeral() as instance:
         for job in ("backup", "backup_drill", "backup"):
             result = definitions.resolve_job_def(job).execute_in_process(instance=instance)
