@@ -74,12 +74,12 @@ def test_a_corpus_says_what_it_holds_instead(tmp_path: Path) -> None:
 
 
 def test_a_corpus_in_another_store(corpus: Corpus, tmp_path: Path) -> None:
-    """In memory, by the same protocol as s3:// and gs://, which have no server here."""
+    """A folder by its URL; buckets are in `test_object_stores.py`."""
     folder, found = built(tmp_path, message_records(conversations()[:60]), PLAN)
-    artifacts = Artifacts("memory://bucket/corpora")
+    artifacts = Artifacts((tmp_path / "elsewhere").as_uri())
     manifest = account(found, PLAN)
     url = artifacts.publish(folder, manifest)
     assert [one.corpus_id for one in artifacts.manifests()] == [manifest.corpus_id]
     assert len(list(open_corpus(url).examples())) == manifest.splits["train"].examples
-    pulled = artifacts.pull(manifest.corpus_id, tmp_path)
+    pulled = artifacts.pull(manifest.corpus_id, tmp_path / "pulled")
     assert json.loads((pulled / "run-metadata.json").read_text())["corpus_id"] == manifest.corpus_id
