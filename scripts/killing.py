@@ -34,7 +34,7 @@ from somabrain_dagster.operations.processes import free_port
 from somabrain_dagster.store import audit
 from somabrain_dagster.store.adaptation import create_tenants, read_states
 from somabrain_dagster.store.cache import SnapshotCache
-from somabrain_dagster.store.database import Connection, Database
+from somabrain_dagster.store.database import Database
 from somabrain_dagster.store.keys import create_key
 from somabrain_dagster.store.schema import migrate
 from somabrain_dagster.store.verification import verify
@@ -256,7 +256,7 @@ def account(stage: Stage, acknowledged: Mapping[str, Event]) -> dict[str, Any]:
         stored = connection.execute("SELECT key, tenant_id, seq FROM idempotency_keys").fetchall()
         events = connection.execute("SELECT tenant_id, seq FROM feedback_events").fetchall()
         findings = [str(finding) for finding in verify(connection).findings]
-        broken = _broken_chains(connection)
+        broken = list(audit.broken_chains(connection))
         states = read_states(connection)
         settings = connection.execute(
             "SELECT current_setting('fsync'), current_setting('synchronous_commit')"
@@ -298,9 +298,3 @@ def holds(told: Mapping[str, Any]) -> bool:
 def outages_of(seconds: list[float]) -> dict[str, float]:
     """How long it took until something was acknowledged again."""
     return {"median": sorted(seconds)[len(seconds) // 2], "worst": max(seconds)}
-
-
-def _broken_chains(connection: Connection) -> list[str]:
-    tenants = connection.execute("SELECT DISTINCT tenant_id FROM audit_events ORDER BY tenant_id").fetchall()
-    broken = {tenant: audit.verify_chain(connection, tenant) for (tenant,) in tenants}
-    return [f"{tenant}, version {version}" for tenant, version in broken.items() if version is not None]

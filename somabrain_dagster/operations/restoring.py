@@ -43,11 +43,10 @@ from somabrain_dagster.operations.backups import embedded_behind, marks_of, stor
 from somabrain_dagster.operations.postgres_copy import CopyFailed
 from somabrain_dagster.operations.summary import Progress, unwatched
 from somabrain_dagster.settings import Settings
-from somabrain_dagster.store import schema
+from somabrain_dagster.store import audit, schema
 from somabrain_dagster.store.adaptation import read_states
 from somabrain_dagster.store.backups import (
     Drill,
-    audit_findings,
     begin_epoch,
     drop_amcheck,
     identity_at,
@@ -458,7 +457,7 @@ def _prove_brain(attempt: _Attempt, url: str, fetched: Path) -> None:
             if told != b"".join(marks_of(heads)):
                 attempt.findings.append("the marks of the tenants' logs are not those that were backed up")
             attempt.findings += [str(finding) for finding in verify(connection).findings]
-            attempt.findings += audit_findings(connection)
+            attempt.findings += audit.broken_chains(connection)
 
 
 def _differences(*compared: tuple[str, object, object]) -> list[str]:

@@ -134,6 +134,14 @@ def verify_chain(connection: Connection, tenant_id: str) -> int | None:
     return None
 
 
+def broken_chains(connection: Connection) -> Iterator[str]:
+    """The tenants whose chain is broken, each with where, in words."""
+    tenants = connection.execute("SELECT DISTINCT tenant_id FROM audit_events ORDER BY tenant_id").fetchall()
+    for (tenant_id,) in tenants:
+        if (version := verify_chain(connection, tenant_id)) is not None:
+            yield f"the audit trail of {tenant_id} is broken at version {version}"
+
+
 def _hash(
     previous: bytes,
     tenant_id: str,

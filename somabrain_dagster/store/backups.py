@@ -112,14 +112,6 @@ def begin_epoch(connection: Connection, actor: str, backup_id: str, position: st
     return epoch
 
 
-def audit_findings(connection: Connection) -> Iterator[str]:
-    """The chains of audit events that are broken, each with where."""
-    tenants = connection.execute("SELECT DISTINCT tenant_id FROM audit_events ORDER BY tenant_id").fetchall()
-    for (tenant_id,) in tenants:
-        if (version := audit.verify_chain(connection, tenant_id)) is not None:
-            yield f"the audit trail of {tenant_id} is broken at version {version}"
-
-
 def describe_server(url: str) -> Server:
     """The server behind a URL."""
     with psycopg.connect(url, connect_timeout=5) as connection:
