@@ -2,12 +2,13 @@
 
     python scripts/drill.py [--people 12] [--seconds 10]
 
-Real conversations are imported, and feedback of theirs goes on landing while the backup is taken. Every
-server is then killed and all of their data are removed. What is restored must stand at the backup's position
-exactly: everything acknowledged before the backup began is there, nothing beyond its position, and no gap.
-Then the restored brain is backed up at rest and restored once more, and every row of every table must be the
-same. A truncated, a bit-flipped and a foreign backup must be refused. Writes reports/drill.json; exit 1 if
-anything is lost or accepted that must not be.
+Real conversations are imported; feedback of theirs goes on landing, and more are imported, while the backup
+is taken. Every server is then killed and all of their data are removed. What is restored must stand at the
+backup's position exactly: everything acknowledged before the backup began is there, nothing beyond its
+position, and no gap; every row of every table is the same as at that place in the source. Then the restored
+brain is backed up at rest and restored once more, and every row must be the same. A truncated, a bit-flipped
+and a foreign backup must be refused. Writes reports/drill.json; exit 1 if anything is lost or accepted that
+must not be.
 """
 
 import argparse
@@ -25,8 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import psycopg
-from psycopg import sql
 
 from somabrain_dagster.embedded import discard_servers, postgres_status, start_postgres, valkey_status
 from somabrain_dagster.learning.configuration import LearningConfiguration
@@ -40,6 +39,7 @@ from somabrain_dagster.store.database import Database
 from somabrain_dagster.store.feedback_contract import Feedback
 from somabrain_dagster.store.landing import Landed, land
 from somabrain_dagster.store.positions import position, read_heads
+from somabrain_dagster.store.row_digests import digests_at
 
 REPORT = Path("reports/drill.json")
 CONFIGURATION = LearningConfiguration()
@@ -67,23 +67,10 @@ class Load:
                     self.acknowledged.append((event, outcome.seq))
                 number += 1
 
-
-def table_digests(url: str) -> dict[str, tuple[int, str]]:
-    """Of each table of a brain, its rows and a digest of them whatever their order; as a superuser."""
-    digests = {}
-    with psycopg.connect(url) as connection:
-        tables = connection.execute(
-            """
-            SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace
-              AND relkind IN ('r', 'p') AND NOT relispartition ORDER BY relname
-            """
-        ).fetchall()
-        for (table,) in tables:
-            query = sql.SQL("SELECT count(*), sum(hashtextextended(t::text, 0)::numeric)::text FROM {} t")
-            row = connection.execute(query.format(sql.Identifier(table))).fetchone()
-            assert row is not None
-            digests[str(table)] = (int(row[0]), str(row[1]))
-    return digests
+    def import_more(self) -> None:
+        """Import as many people again: memories, links and token usage, which no lock of the backup holds."""
+        with Database(self.url) as database:
+            import_chitchat(database, CONFIGURATION, 2 * self.people)
 
 
 def under_load(settings: Settings, people: int, seconds: float) -> tuple[Backup, Load, int]:
@@ -92,8 +79,9 @@ def under_load(settings: Settings, people: int, seconds: float) -> tuple[Backup,
     with Database(started.database_url) as database:
         import_chitchat(database, CONFIGURATION, people)
     load = Load(started.database_url, people)
-    thread = threading.Thread(target=load.run)
-    thread.start()
+    threads = [threading.Thread(target=each) for each in (load.run, load.import_more)]
+    for thread in threads:
+        thread.start()
     try:
         time.sleep(seconds / 2)
         before = len(load.acknowledged)
@@ -101,7 +89,8 @@ def under_load(settings: Settings, people: int, seconds: float) -> tuple[Backup,
         time.sleep(seconds / 2)
     finally:
         load.ending.set()
-        thread.join()
+        for thread in threads:
+            thread.join()
     return backup, load, before
 
 
@@ -143,14 +132,14 @@ def at_rest(settings: Settings, elsewhere: Path) -> dict[str, Any]:
     backup = back_up(settings).backup
     restore_into(settings, backup.backup_id, elsewhere, actor="drill")
     there, here = (
-        table_digests(start_postgres(home).admin_url(servers.BRAIN)) for home in (elsewhere, settings.home)
+        digests_at(start_postgres(home).admin_url(servers.BRAIN)) for home in (elsewhere, settings.home)
     )
-    different = sorted(table for table in here if here[table] != there.get(table))
+    different = sorted({each.table for each in {*here} ^ {*there}})
     return {
         "tables": len(here),
-        "rows": sum(rows for rows, _ in here.values()),
+        "rows": sum(each.rows for each in here),
         "different_tables": [table for table in different if table not in CHANGED_BY_RESTORES],
-        "digest": hashlib.sha256(json.dumps(here, sort_keys=True).encode()).hexdigest(),
+        "digest": hashlib.sha256(msgspec.json.encode(here)).hexdigest(),
     }
 
 

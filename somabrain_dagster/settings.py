@@ -299,6 +299,16 @@ class Settings(BaseSettings):
         switched = {"dynamic_learning_rate": self.learning_rate_dynamic}
         return LearningConfiguration().overridden(switched | self.learning)
 
+    @property
+    def artifacts(self) -> str:
+        """The fsspec URL of where corpora are kept."""
+        return self.artifacts_url or f"file://{self.home / 'artifacts'}"
+
+    @property
+    def backups(self) -> str:
+        """The fsspec URL of where backups are kept."""
+        return self.backup_url or f"{self.artifacts.rstrip('/')}/backups"
+
     @cached_property
     def trend_rule(self) -> TrendRule:
         """When a trend is acted upon."""

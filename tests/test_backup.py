@@ -5,6 +5,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
@@ -15,6 +16,7 @@ import psycopg
 import pytest
 import zstandard
 from click.testing import CliRunner
+from msgspec.structs import replace
 from psycopg import sql
 from pydantic import SecretStr
 
@@ -34,7 +36,9 @@ from somabrain_dagster.operations.backup_manifest import (
     MANIFEST,
     MARKS,
     REDIS,
+    ROWS,
     Backup,
+    BackupFile,
     InvalidBackup,
     decode,
     encode,
@@ -53,16 +57,18 @@ from somabrain_dagster.operations.restoring import (
 from somabrain_dagster.settings import Settings
 from somabrain_dagster.store import audit
 from somabrain_dagster.store.adaptation import read_states
-from somabrain_dagster.store.backups import BackupRunning, alone, last_proof, read_identity
+from somabrain_dagster.store.backups import BackupRunning, alone, last_proof, marked, read_identity
 from somabrain_dagster.store.cache import SnapshotCache
 from somabrain_dagster.store.database import Database, ensure_sibling_database
 from somabrain_dagster.store.feedback_contract import Feedback
 from somabrain_dagster.store.landing import Landed, land
 from somabrain_dagster.store.positions import position, read_heads
+from somabrain_dagster.store.row_digests import TableDigest, digests_at, table_digests
 from somabrain_dagster.store.working_memory import Noted, WorkingMemory
 from tests.forgery import nudge_live_alpha
 
 PEOPLE = 2
+MORE_PEOPLE = 12
 CONFIGURATION = LearningConfiguration()
 
 
@@ -156,11 +162,17 @@ class Load:
             number = 0
             while not self.ending.is_set():
                 # Said again under another key, it is another event: there is always one more.
-                event = msgspec.structs.replace(said[number % len(said)], idempotency_key=f"load-{number}")
+                event = replace(said[number % len(said)], idempotency_key=f"load-{number}")
                 (outcome,) = land(database, [event], CONFIGURATION)
                 assert isinstance(outcome, Landed)
                 self.acknowledged.append((event, outcome.seq))
                 number += 1
+
+
+def import_more(url: str) -> None:
+    """Memories, links and token usage of more people, which no lock of the backup holds back."""
+    with Database(url) as database:
+        import_chitchat(database, CONFIGURATION, MORE_PEOPLE)
 
 
 @pytest.mark.learning
@@ -168,19 +180,22 @@ class Load:
 def test_a_backup_under_load_restores_to_its_position_after_everything_is_lost(reachable_path: Path) -> None:
     brain = new_brain(reachable_path, place(reachable_path, "backups"), PEOPLE)
     try:
-        memories = memories_at(brain.url)
         load = Load(brain.url)
-        thread = threading.Thread(target=load.run)
-        thread.start()
+        threads = [threading.Thread(target=load.run), threading.Thread(target=import_more, args=[brain.url])]
+        for thread in threads:
+            thread.start()
         try:
             while len(load.acknowledged) < 20:
                 load.ending.wait(0.01)
             before = len(load.acknowledged)
             made = back_up(brain.settings).backup
             after = len(load.acknowledged)
+            importing = threads[1].is_alive()
         finally:
             load.ending.set()
-            thread.join()
+            for thread in threads:
+                thread.join()
+        assert importing, "nothing was written to other tables while the backup was taken"
         assert after > before, "nothing landed while the backup was taken"
         latest = position_at(brain.url)
 
@@ -190,7 +205,6 @@ def test_a_backup_under_load_restores_to_its_position_after_everything_is_lost(r
         restored = replace_home(brain.settings, None, actor="tests")
         url = servers.start(brain.settings).database_url
         assert position_at(url) == restored.backup.position == made.position != latest
-        assert memories_at(url) == memories
         with Database(url) as database, database.as_operator() as connection:
             found = {
                 (tenant, key): seq
@@ -224,7 +238,7 @@ def test_a_restored_brain_goes_on_in_a_new_epoch_and_says_so(
     body = {"backup": whole.backup_id, "position": whole.position, "epoch": restored.epoch}
     assert told == [("tests", body)]
     with Database(url) as database:
-        event = msgspec.structs.replace(read_chitchat(PEOPLE).feedback[0], idempotency_key="afterwards")
+        event = replace(read_chitchat(PEOPLE).feedback[0], idempotency_key="afterwards")
         assert isinstance(land(database, [event], CONFIGURATION)[0], Landed)
 
 
@@ -353,7 +367,7 @@ def test_a_damaged_account_is_refused(
 def amended(folder: Path, **changes: object) -> None:
     """An account that is whole, and says something else."""
     account = decode((folder / MANIFEST).read_bytes(), MANIFEST)
-    (folder / MANIFEST).write_bytes(encode(msgspec.structs.replace(account, **changes)))
+    (folder / MANIFEST).write_bytes(encode(replace(account, **changes)))
 
 
 @pytest.mark.parametrize(
@@ -379,6 +393,25 @@ def test_what_restores_to_another_position_than_the_account_says_is_refused(
     settings, folder = copied
     amended(folder, position="7-0123456789abcdef")
     reason = "the position is .*, and was 7-0123456789abcdef"
+    assert_refused(settings, brain, folder.name, elsewhere, RestoreRefused, reason)
+
+
+@pytest.mark.slow
+def test_what_restores_to_other_rows_than_the_account_says_is_refused(
+    brain: Brain, copied: tuple[Settings, Path], elsewhere: Path
+) -> None:
+    settings, folder = copied
+    told = msgspec.json.Decoder(TableDigest).decode_lines(
+        zstandard.ZstdDecompressor().stream_reader((folder / ROWS).read_bytes()).read()
+    )
+    told = [replace(each, rows=7) if each.table == "memory_links" else each for each in told]
+    told = [replace(each, digest="1") if each.table == "memories" else each for each in told]
+    content = zstandard.compress(msgspec.json.Encoder().encode_lines(told))
+    (folder / ROWS).write_bytes(content)
+    account = BackupFile(ROWS, len(content), hashlib.sha256(content).hexdigest())
+    files = decode((folder / MANIFEST).read_bytes(), MANIFEST).files
+    amended(folder, files=tuple(account if file.path == ROWS else file for file in files))
+    reason = r"the table memory_links has [\d,]+ rows, and had 7 .*\n.* of the table memories are not those"
     assert_refused(settings, brain, folder.name, elsewhere, RestoreRefused, reason)
 
 
@@ -428,7 +461,7 @@ def test_what_is_replaced_is_kept_as_a_home_of_its_own(reachable_path: Path) -> 
     try:
         back_up(brain.settings)
         with Database(brain.url) as database:
-            event = msgspec.structs.replace(read_chitchat(2).feedback[0], idempotency_key="later")
+            event = replace(read_chitchat(2).feedback[0], idempotency_key="later")
             land(database, [event], CONFIGURATION)
         latest = position_at(brain.url)
         restored = replace_home(brain.settings, None, actor="tests")
@@ -440,6 +473,35 @@ def test_what_is_replaced_is_kept_as_a_home_of_its_own(reachable_path: Path) -> 
         discard_servers(brain.home)
         if aside is not None:
             discard_servers(aside)
+
+
+# The place in the log, and the rows that are there at it
+
+
+def test_the_place_is_at_an_instant_at_which_nobody_writes(brain: Brain) -> None:
+    def heard() -> list[int]:
+        with marked(brain.url) as (_, view):
+            return [each.rows for each in table_digests(view) if each.table == "audit_events"]
+
+    before = heard()
+    with ThreadPoolExecutor(1) as other, Database(brain.url) as database:
+        with database.as_operator() as connection:
+            audit.record(connection, audit.SYSTEM, "tests", "wrote", {})
+            answer = other.submit(heard)
+            with pytest.raises(TimeoutError):
+                answer.result(timeout=1.0)
+        assert answer.result() == [before[0] + 1]
+
+
+def test_who_reads_or_locks_a_row_does_not_hold_a_backup_up(brain: Brain) -> None:
+    with Database(brain.url) as database, database.as_operator() as connection:
+        connection.execute("SELECT FROM adaptation_states FOR SHARE")
+        with marked(brain.url) as (standing, _):
+            assert position(standing.heads) == position_at(brain.url)
+
+
+def test_the_owner_counts_every_row_that_a_superuser_sees(brain: Brain) -> None:
+    assert digests_at(brain.url) == digests_at(postgres_of(brain.home).admin_url(servers.BRAIN))
 
 
 # One at a time, as many as are wanted
@@ -558,7 +620,7 @@ def test_a_drill_of_a_damaged_backup_says_what_is_wrong_and_proves_nothing(
     (folder / MARKS).write_bytes(marks)
     account = decode((folder / MANIFEST).read_bytes(), MANIFEST)
     files = tuple(
-        msgspec.structs.replace(file, bytes=len(marks), sha256=hashlib.sha256(marks).hexdigest())
+        replace(file, bytes=len(marks), sha256=hashlib.sha256(marks).hexdigest())
         if file.path == MARKS
         else file
         for file in account.files

@@ -68,7 +68,7 @@ def artifacts_of(settings: Settings) -> Artifacts:
     Raises:
         NoCorpus: the URL cannot be opened.
     """
-    return Artifacts(settings.artifacts_url or f"file://{settings.home / 'artifacts'}")
+    return Artifacts(settings.artifacts)
 
 
 def pseudonyms_of(settings: Settings) -> Pseudonyms:

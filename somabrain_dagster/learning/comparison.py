@@ -12,7 +12,7 @@ Leys, "Why Hedges' g*s based on the non-pooled standard deviation should be repo
 from dataclasses import dataclass
 from math import exp, sqrt
 
-from scipy.special import gammaln, nctdtrinc, stdtr, stdtrit
+import scipy
 
 from somabrain_dagster.learning.moments import Moments
 
@@ -50,11 +50,11 @@ class Comparison:
     @property
     def p_less(self) -> float:
         """One-sided: how likely so low a difference is where there is none."""
-        return float(stdtr(self.df, self.t))
+        return float(scipy.special.stdtr(self.df, self.t))
 
     def lower_bound(self, alpha: float) -> float:
         """What the difference exceeds with one-sided confidence 1 − α."""
-        return self.difference + float(stdtrit(self.df, alpha)) * self.standard_error
+        return self.difference + float(scipy.special.stdtrit(self.df, alpha)) * self.standard_error
 
 
 def comparable(control: Moments, treatment: Moments) -> bool:
@@ -80,14 +80,14 @@ def compare(control: Moments, treatment: Moments, *, confidence: float = 0.95) -
     t = difference / error
     spread = sqrt((control.variance + treatment.variance) / 2)
     df_d = _df_of_d(control, treatment)
-    half = -float(stdtrit(df, (1 - confidence) / 2)) * error
+    half = -float(scipy.special.stdtrit(df, (1 - confidence) / 2)) * error
     low, high = noncentrality(t, df_d, confidence)
     return Comparison(
         difference=difference,
         standard_error=error,
         t=t,
         df=df,
-        p=2 * float(stdtr(df, -abs(t))),
+        p=2 * float(scipy.special.stdtr(df, -abs(t))),
         low=difference - half,
         high=difference + half,
         d=difference / spread,
@@ -100,12 +100,12 @@ def compare(control: Moments, treatment: Moments, *, confidence: float = 0.95) -
 def noncentrality(t: float, df: float, confidence: float) -> tuple[float, float]:
     """The interval of the noncentrality of a t distribution in which t was found (Steiger & Fouladi 1997)."""
     tail = (1 - confidence) / 2
-    return float(nctdtrinc(df, 1 - tail, t)), float(nctdtrinc(df, tail, t))
+    return float(scipy.special.nctdtrinc(df, 1 - tail, t)), float(scipy.special.nctdtrinc(df, tail, t))
 
 
 def unbiasing(df: float) -> float:
     """Hedges' J = Γ(df/2) / (√(df/2) Γ((df−1)/2)) (1981), 0 for one degree of freedom."""
-    return exp(float(gammaln(df / 2) - gammaln((df - 1) / 2))) / sqrt(df / 2)
+    return exp(float(scipy.special.gammaln(df / 2) - scipy.special.gammaln((df - 1) / 2))) / sqrt(df / 2)
 
 
 def _df_of_d(control: Moments, treatment: Moments) -> float:

@@ -13,7 +13,7 @@ from itertools import accumulate
 from math import ceil, isclose, nan, sqrt
 
 import numpy as np
-from scipy.special import chdtrc, nctdtr, stdtrit
+import scipy
 
 from somabrain_dagster.learning.comparison import Comparison, comparable, compare
 from somabrain_dagster.learning.gates import Gate, failed
@@ -193,9 +193,9 @@ def power(d: float, size: int, alpha: float) -> float:
     Student's with equal variances, by the noncentral t distribution.
     """
     df = 2 * (size - 1)
-    critical = -float(stdtrit(df, alpha / 2))
+    critical = -float(scipy.special.stdtrit(df, alpha / 2))
     shift = abs(d) * sqrt(size / 2)
-    return float(nctdtr(df, -shift, -critical) + nctdtr(df, shift, -critical))
+    return float(scipy.special.nctdtr(df, -shift, -critical) + scipy.special.nctdtr(df, shift, -critical))
 
 
 def sample_size(d: float, *, alpha: float = 0.05, power_wanted: float = 0.8) -> int:
@@ -230,7 +230,7 @@ def sample_ratio(counts: Sequence[int], arms: Sequence[Arm]) -> float:
         return nan
     expected = total * np.array([arm.share for arm in arms])
     statistic = float(((np.array(counts) - expected) ** 2 / expected).sum())
-    return float(chdtrc(len(arms) - 1, statistic))
+    return float(scipy.special.chdtrc(len(arms) - 1, statistic))
 
 
 def analyse(

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from math import nan, sqrt
 
 import numpy as np
-from scipy.special import stdtrit
+import scipy
 
 from somabrain_dagster.learning.choices import Choices, Integers, log_probabilities
 from somabrain_dagster.learning.features import Floats
@@ -102,7 +102,7 @@ class ClusteredMean:
         """Student's one-sided bound with tenants − 1 degrees of freedom; NaN for one tenant."""
         if self.tenants < 2:
             return nan
-        return self.mean - float(stdtrit(self.tenants - 1, confidence)) * self.standard_error
+        return self.mean - float(scipy.special.stdtrit(self.tenants - 1, confidence)) * self.standard_error
 
 
 @dataclass(frozen=True)

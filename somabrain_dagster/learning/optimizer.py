@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, minimize
-from scipy.special import stdtrit
 
 from somabrain_dagster.learning.choices import Choices, contributions, gradient, information, likelihood
 from somabrain_dagster.learning.features import Floats
@@ -87,12 +86,12 @@ def fit(choices: Choices, tau: float, start: Floats, low: Floats, high: Floats, 
         slope = gradient(choices, weights, tau) - pull
         return -value / total, -slope / unit / total
 
-    result = minimize(
+    result = scipy.optimize.minimize(
         cost,
         start * unit,
         jac=True,
         method="L-BFGS-B",
-        bounds=Bounds(low * unit, high * unit),
+        bounds=scipy.optimize.Bounds(low * unit, high * unit),
         options={"ftol": 1e-15, "gtol": 1e-9, "maxiter": 1000},
     )
     weights = np.clip(result.x / unit, low, high)
@@ -190,7 +189,7 @@ def cross_validated_gain(
         gains.append(1.0 / rank_of_chosen(test, learned.weights) - 1.0 / rank_of_chosen(test, prior))
     gain = np.concatenate(gains)
     error = gain.std(ddof=1) / np.sqrt(recalls)
-    lower = gain.mean() - float(stdtrit(recalls - 1, confidence)) * error
+    lower = gain.mean() - float(scipy.special.stdtrit(recalls - 1, confidence)) * error
     return Gain(mean=float(gain.mean()), lower=float(lower), recalls=recalls)
 
 

@@ -19,9 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri, stdtr, stdtrit
-from scipy.stats import false_discovery_control, kendalltau, theilslopes
 
 from somabrain_dagster.learning.features import Floats
 from somabrain_dagster.learning.gates import Gate
@@ -158,19 +157,20 @@ def trend(series: Series) -> Trend:
     if (series.values == series.values[0]).all():
         return Trend(n, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
-    tau, uncorrected_p = kendalltau(series.times, series.values)
-    slope, intercept, _, _ = theilslopes(series.values, series.times)
+    tau, uncorrected_p = scipy.stats.kendalltau(series.times, series.values)
+    slope, intercept, _, _ = scipy.stats.theilslopes(series.values, series.times)
     residuals = series.values - (intercept + slope * series.times)
     rho = autocorrelation(residuals)
     inflation = np.sqrt((1 + rho) / (1 - rho))
     degrees = max(n / inflation**2 - 2, 1.0)
     # Given as a tail, not as a confidence: that would round to 1. One that underflows is no tail at all.
-    tails = max(2 * float(ndtr(stdtrit(degrees, 0.025) * inflation)), LEAST_P)
-    _, _, low, high = theilslopes(series.values, series.times, alpha=tails)
+    tails = max(2 * float(scipy.special.ndtr(scipy.special.stdtrit(degrees, 0.025) * inflation)), LEAST_P)
+    _, _, low, high = scipy.stats.theilslopes(series.values, series.times, alpha=tails)
+    deviate = scipy.special.ndtri(max(uncorrected_p, LEAST_P) / 2)
     return Trend(
         n=n,
         tau=float(tau),
-        p=2 * float(stdtr(degrees, ndtri(max(uncorrected_p, LEAST_P) / 2) / inflation)),
+        p=2 * float(scipy.special.stdtr(degrees, deviate / inflation)),
         uncorrected_p=float(uncorrected_p),
         autocorrelation=rho,
         slope=float(slope),
@@ -198,7 +198,7 @@ def judge(trends: Sequence[Trend], rule: TrendRule) -> tuple[JudgedTrend, ...]:
     """The trends of several tenants, one each, judged together."""
     if not trends:
         return ()
-    q = false_discovery_control([found.p for found in trends])
+    q = scipy.stats.false_discovery_control([found.p for found in trends])
     return tuple(
         JudgedTrend(
             found,

@@ -10,6 +10,7 @@ MANIFEST = "backup.json"
 FORMAT = 1
 REDIS = "redis.rdb.zst"
 MARKS = "marks.jsonl.zst"
+ROWS = "rows.jsonl.zst"
 CLUSTER = "postgres.tar.zst"
 BRAIN_DUMP = "brain.dump"
 DAGSTER_DUMP = "dagster.dump"

@@ -7,7 +7,7 @@ the restored Postgres does not have.
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +26,7 @@ from somabrain_dagster.operations.backup_manifest import (
     KEY,
     MARKS,
     REDIS,
+    ROWS,
     Backup,
     BackupFile,
     InvalidBackup,
@@ -41,9 +42,11 @@ from somabrain_dagster.store.backups import (
     exported,
     identity_at,
     kept_log,
-    mark,
+    marked,
 )
+from somabrain_dagster.store.database import Connection
 from somabrain_dagster.store.positions import Head, position
+from somabrain_dagster.store.row_digests import table_digests
 
 
 class _Write(Protocol):
@@ -72,8 +75,7 @@ def store_of(settings: Settings) -> BackupStore:
     Raises:
         NoPlace: the URL cannot be opened.
     """
-    corpora = settings.artifacts_url or f"file://{settings.home / 'artifacts'}"
-    return BackupStore(settings.backup_url or f"{corpora.rstrip('/')}/backups")
+    return BackupStore(settings.backups)
 
 
 def embedded_behind(settings: Settings, database_url: str) -> PostgresServer | None:
@@ -164,10 +166,11 @@ def _written(
     as_base = server.may_replicate and server.major == postgres_copy.major_version(programs)
     brain_url, dagster_url = source.servers.database_url, source.servers.dagster_database_url
     if as_base:
-        standing = _copy_cluster(settings, source, programs, write)
+        standing = _copy_cluster(settings, source, programs, write, progress)
     else:
-        with exported(brain_url) as (snapshot, standing):
+        with exported(brain_url) as (snapshot, standing, view):
             write(BRAIN_DUMP, postgres_copy.database(programs, brain_url, snapshot), pack=False)
+            write(ROWS, _rows_of(view, progress))
     covered = _server_of(dagster_url) == _server_of(brain_url) if as_base else dagster_url == brain_url
     if not covered:
         write(DAGSTER_DUMP, postgres_copy.database(programs, dagster_url, None), pack=False)
@@ -175,18 +178,30 @@ def _written(
     return _account(source, server, standing, backup_id, as_base, redis_version, tuple(files))
 
 
-def _copy_cluster(settings: Settings, source: Source, programs: Path, write: "_Write") -> Standing:
+def _copy_cluster(
+    settings: Settings, source: Source, programs: Path, write: "_Write", progress: Progress
+) -> Standing:
     settings.home.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=settings.home, prefix=".backup-") as scratch:
+    with (
+        tempfile.TemporaryDirectory(dir=settings.home, prefix=".backup-") as scratch,
+        ExitStack() as open_view,
+    ):
         segments = Path(scratch)
         with kept_log(source.copying_url):
             with postgres_copy.received_log(programs, source.copying_url, segments):
                 write(CLUSTER, postgres_copy.cluster(programs, source.copying_url))
-                standing = mark(source.servers.database_url)
+                standing, view = open_view.enter_context(marked(source.servers.database_url))
             postgres_copy.complete_log(programs, source.copying_url, segments, standing.end)
         for segment in sorted(segments.iterdir()):
             write(f"wal/{segment.name}.zst", _read(segment))
+        write(ROWS, _rows_of(view, progress))
     return standing
+
+
+def _rows_of(view: Connection, progress: Progress) -> Iterator[bytes]:
+    """What every table holds, a line of JSON each."""
+    for each in table_digests(view, lambda done, of: progress("digests of rows", done, of)):
+        yield msgspec.json.encode(each) + b"\n"
 
 
 def _account(

@@ -35,6 +35,7 @@ from somabrain_dagster.operations.backup_manifest import (
     KEY,
     MARKS,
     REDIS,
+    ROWS,
     Backup,
     InvalidBackup,
 )
@@ -58,9 +59,12 @@ from somabrain_dagster.store.cache import SnapshotCache
 from somabrain_dagster.store.database import Database
 from somabrain_dagster.store.dropping import drop_database
 from somabrain_dagster.store.positions import position, read_heads
+from somabrain_dagster.store.row_digests import TableDigest, differences, digests_at
 from somabrain_dagster.store.verification import verify
 
 ROLES = "somabrain_roles"
+
+_table_digests = msgspec.json.Decoder(TableDigest)
 
 
 class RestoreRefused(RuntimeError):
@@ -136,7 +140,7 @@ def require_fit(settings: Settings, backup: Backup, brain_id: str | None) -> Non
             f"{backup.backup_id} is of PostgreSQL {backup.postgres_major}, and the programs here are of "
             f"{major}: name others by SOMABRAIN_POSTGRES_BINARIES"
         )
-    if not schema.is_known(backup.schema_revision):
+    if backup.schema_revision not in schema.revisions():
         raise InvalidBackup(
             f"{backup.backup_id} has schema revision {backup.schema_revision}, made by version "
             f"{backup.software}: this version does not know it, install that one or a newer one"
@@ -443,18 +447,20 @@ def _restored_dumps(attempt: _Attempt, fetched: Path) -> PostgresServer:
 def _prove_brain(attempt: _Attempt, url: str, fetched: Path) -> None:
     """Compare the restored brain with the account, replay it, and follow every chain."""
     backup = attempt.backup
+    if backup.has(ROWS):  # the first backups had no digests
+        with attempt.step("digests of rows"):
+            told = _table_digests.decode_lines(_unpacked(fetched / ROWS))
+            attempt.findings += differences(told, digests_at(url))
     with attempt.step("replay and chains"):
         schema.migrate(url)
         with Database(url) as database, database.snapshot() as connection:
             identity, heads = read_identity(connection), read_heads(connection)
-            with (fetched / MARKS).open("rb") as packed:
-                told = zstandard.ZstdDecompressor().stream_reader(packed).read()
             attempt.findings += _differences(
                 ("brain", backup.brain_id, identity.brain_id),
                 ("epoch", backup.epoch, identity.epoch),
                 ("position", backup.position, position(heads)),
             )
-            if told != b"".join(marks_of(heads)):
+            if _unpacked(fetched / MARKS) != b"".join(marks_of(heads)):
                 attempt.findings.append("the marks of the tenants' logs are not those that were backed up")
             attempt.findings += [str(finding) for finding in verify(connection).findings]
             attempt.findings += audit.broken_chains(connection)
@@ -482,6 +488,11 @@ def _rebuilt(database_url: str, redis_url: str) -> int:
 def _begin_epoch(url: str, attempt: _Attempt, actor: str) -> int:
     with Database(url) as database, database.as_operator() as connection:
         return begin_epoch(connection, actor, attempt.backup.backup_id, attempt.backup.position)
+
+
+def _unpacked(packed: Path) -> bytes:
+    with packed.open("rb") as read:
+        return zstandard.ZstdDecompressor().stream_reader(read).read()
 
 
 def _unpack(packed: Path, plain: Path) -> None:

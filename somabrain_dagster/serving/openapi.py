@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from somabrain_dagster import __version__
-from somabrain_dagster.serving.operations import Operation
+from somabrain_dagster.serving.operations import IDEMPOTENCY_KEY, Operation
 from somabrain_dagster.serving.problems import ProblemDetails
 
 _REFERENCE = "#/components/schemas/{name}"
@@ -159,7 +159,7 @@ def _parameters(operation: Operation, query: dict[str, Any] | None) -> Iterable[
             "in": "header",
             "required": False,
             "description": "Makes a retry safe: the same key gives the same answer and lands once.",
-            "schema": {"type": "string", "pattern": "^[!-~]{1,180}$"},
+            "schema": {"type": "string", "pattern": IDEMPOTENCY_KEY.pattern},
         }
 
 

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+IDEMPOTENCY_KEY = re.compile("^[!-~]([ -~]{0,178}[!-~])?$")
+"""What the header `Idempotency-Key` may be: 1 to 180 printable characters of ASCII."""
+
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 _PROCESS = uuid4().hex[:12]
 _numbers = itertools.count(1)

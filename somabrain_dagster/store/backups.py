@@ -1,5 +1,6 @@
 """What a backup and a restore ask of Postgres: whose it is, where it stands, and that one runs at a time."""
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ LOCK = "somabrain_backup"
 LOCK_ATTEMPTS = 30
 LOCK_WAIT = "1s"
 """How long writers may queue behind a backup that waits for a long transaction, each time."""
+HELD_SECONDS = 0.1
+LOCK_PAUSE = 0.3
+"""How long writers of states wait for an instant without others, and go on before the next attempt."""
 
 
 class BackupRunning(RuntimeError):
@@ -25,7 +29,7 @@ class BackupRunning(RuntimeError):
 
 
 class PositionBusy(RuntimeError):
-    """Transactions that write states did not end for long."""
+    """There was no instant for long at which nobody wrote."""
 
 
 @dataclass(frozen=True)
@@ -160,47 +164,83 @@ def kept_log(url: str) -> Iterator[None]:
         yield
 
 
-def mark(url: str) -> Standing:
-    """Where the logs are now, as a place in the write-ahead log.
+@contextmanager
+def marked(url: str) -> Iterator[tuple[Standing, Connection]]:
+    """Where the logs are now, as a place in the write-ahead log, and a view of all rows at that place.
 
     Changes of weights wait for the milliseconds that it takes: transactions that wrote states end first, and
-    none begins. So what is before the place is what the heads say, to the last change.
+    none begins. Whoever writes other tables is not held: an instant is found at which nobody does. So a
+    recovery that stops at the place has the rows of the view, to the last one.
 
     Args:
         url: of the owner of the database.
 
+    Yields:
+        The standing, and a connection whose transaction sees what was so.
+
     Raises:
-        PositionBusy: a transaction that writes states did not end.
+        PositionBusy: transactions that write did not end.
     """
-    for _ in range(LOCK_ATTEMPTS):
-        try:
-            return _marked(url)
-        except psycopg.errors.LockNotAvailable:
-            continue
-    raise PositionBusy("a transaction has been writing states for long: end it, then back up again")
-
-
-def _marked(url: str) -> Standing:
-    with psycopg.connect(url) as connection:
-        connection.execute("SELECT set_config('lock_timeout', %s, true)", (LOCK_WAIT,))
-        connection.execute("LOCK TABLE adaptation_states IN SHARE MODE")
-        identity, heads = read_identity(connection), read_heads(connection)
-        lsn = connection.execute("SELECT pg_current_wal_insert_lsn()::text").fetchone()
-        revision = revision_in(connection)
-        connection.commit()
+    with psycopg.connect(url) as writers, psycopg.connect(url) as view:
+        view.isolation_level = IsolationLevel.REPEATABLE_READ
+        for _ in range(LOCK_ATTEMPTS):
+            try:
+                lsn = _instant(writers, view)
+            except psycopg.errors.LockNotAvailable:
+                lsn = None
+            # What was held goes on.
+            writers.rollback()
+            if lsn is not None:
+                break
+            time.sleep(LOCK_PAUSE)
+        else:
+            raise PositionBusy("transactions have been writing for long: let them end, then back up again")
         # A recovery stops before the first record behind the place: there must be one, the message. A
         # receiver stops once it has more than it was asked for: that is the commit.
-        end = connection.execute(
-            "SELECT pg_logical_emit_message(true, 'somabrain', 'backup')::text"
+        end = writers.execute("SELECT pg_logical_emit_message(true, 'somabrain', 'backup')::text").fetchone()
+        writers.commit()
+        assert end is not None
+        standing = Standing(read_identity(view), read_heads(view), revision_in(view), lsn, str(end[0]))
+        yield standing, view
+
+
+def _instant(writers: psycopg.Connection, view: psycopg.Connection) -> str | None:
+    """Let the view begin at an instant at which no transaction is about to change a row.
+
+    A transaction is in the log before others see it, and keeps its locks until they do. So all that the log
+    has before the place is in the view, if afterwards the same transactions run as when the view began, and
+    none of them has a lock that writing takes.
+
+    Returns:
+        The place in the write-ahead log; None if there was no such instant while states were held.
+    """
+    writers.execute("SELECT set_config('lock_timeout', %s, true)", (LOCK_WAIT,))
+    writers.execute("LOCK TABLE adaptation_states IN SHARE MODE")
+    deadline = time.monotonic() + HELD_SECONDS
+    while time.monotonic() < deadline:
+        seen = view.execute("SELECT pg_current_snapshot()::text").fetchone()
+        lsn = writers.execute("SELECT pg_current_wal_insert_lsn()::text").fetchone()
+        writing = writers.execute(
+            """
+            SELECT EXISTS (
+                SELECT FROM pg_locks l JOIN pg_database d ON d.oid = l.database
+                WHERE d.datname = current_database() AND l.locktype = 'relation' AND l.relation >= 16384
+                  AND l.mode IN
+                    ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+            )
+            """
         ).fetchone()
-    assert lsn is not None
-    assert end is not None
-    return Standing(identity, heads, revision, str(lsn[0]), str(end[0]))
+        now = writers.execute("SELECT pg_current_snapshot()::text").fetchone()
+        if writing == (False,) and seen == now:
+            assert lsn is not None
+            return str(lsn[0])
+        view.rollback()
+    return None
 
 
 @contextmanager
-def exported(url: str) -> Iterator[tuple[str, Standing]]:
-    """A snapshot that pg_dump can work in, by name, and where the logs are in it.
+def exported(url: str) -> Iterator[tuple[str, Standing, Connection]]:
+    """A snapshot that pg_dump can work in, by name, where the logs are in it, and a connection that sees it.
 
     Args:
         url: of the owner of the database.
@@ -209,10 +249,8 @@ def exported(url: str) -> Iterator[tuple[str, Standing]]:
         connection.isolation_level = IsolationLevel.REPEATABLE_READ
         name = connection.execute("SELECT pg_export_snapshot()").fetchone()
         assert name is not None
-        yield (
-            str(name[0]),
-            Standing(read_identity(connection), read_heads(connection), revision_in(connection)),
-        )
+        standing = Standing(read_identity(connection), read_heads(connection), revision_in(connection))
+        yield str(name[0]), standing, connection
 
 
 def is_empty(url: str) -> bool:

@@ -1,61 +1,39 @@
 """Bring a database to the schema that this version needs; forward only."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+from functools import cache
 from pathlib import Path
 
 import psycopg
-import sqlalchemy
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 
-from somabrain_dagster.store.database import Connection, DatabaseNotPrepared, DatabaseUnreachable
+from somabrain_dagster.store.database import Connection
 
-_MIGRATIONS = Path(__file__).parent / "migrations"
+_VERSIONS = Path(__file__).parent / "migrations" / "versions"
 
 
 class SchemaTooNew(RuntimeError):
     """A newer version of the project has migrated the database."""
 
 
-@contextmanager
-def _connected(url: str) -> Iterator[sqlalchemy.Connection]:
-    """A connection as Alembic wants it; that it cannot be had is the driver's own error."""
-    address = sqlalchemy.make_url(url).set(drivername="postgresql+psycopg")
-    engine = sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool)
-    try:
-        connection = engine.connect()
-    except sqlalchemy.exc.OperationalError as error:
-        raise DatabaseUnreachable(str(error.orig)) from error
-    with connection:
-        yield connection
-
-
-def _configuration() -> Config:
-    configuration = Config()
-    configuration.set_main_option("script_location", str(_MIGRATIONS))
-    return configuration
+@cache
+def revisions() -> tuple[str, ...]:
+    """The revisions that this version of the project knows, from the first to the newest."""
+    return tuple(sorted(path.stem[:4] for path in _VERSIONS.glob("*.py") if re.match(r"\d{4}_", path.stem)))
 
 
 def newest_revision() -> str:
     """The revision that this version of the project needs."""
-    head = ScriptDirectory.from_config(_configuration()).get_current_head()
-    assert head is not None
-    return head
-
-
-def is_known(revision: str) -> bool:
-    """Whether this version of the project can bring a database at that revision to its own."""
-    scripts = ScriptDirectory.from_config(_configuration())
-    return revision in {each.revision for each in scripts.walk_revisions()}
+    return revisions()[-1]
 
 
 def current_revision(url: str) -> str | None:
-    """The revision that the database is at; None for an empty one."""
-    with _connected(url) as connection:
-        return MigrationContext.configure(connection).get_current_revision()
+    """The revision that the database of a URL's owner is at; None for an empty one.
+
+    Raises:
+        DatabaseUnreachable: the server cannot be reached.
+    """
+    with psycopg.connect(url) as connection:
+        return revision_in(connection)
 
 
 def revision_in(connection: Connection) -> str | None:
@@ -82,28 +60,9 @@ def migrate(url: str, revision: str = "head") -> str | None:
         DatabaseUnreachable: the server cannot be reached.
         SchemaTooNew: the database is at a revision that this version of the project does not know.
     """
-    configuration = _configuration()
-    with _connected(url) as connection:
-        # Two processes that start together must not both create the tables.
-        connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(hashtext('somabrain_migrate'))"))
-        connection.commit()
-        before = MigrationContext.configure(connection).get_current_revision()
-        connection.commit()
-        if before is not None and before not in _known_revisions():
-            raise SchemaTooNew(
-                f"The database is at revision {before}, and this version knows none after "
-                f"{newest_revision()}: run the version that migrated it, since migrations go forward only."
-            )
-        configuration.attributes["connection"] = connection
-        try:
-            command.upgrade(configuration, revision)
-        except (psycopg.errors.InsufficientPrivilege, psycopg.errors.FeatureNotSupported) as error:
-            raise DatabaseNotPrepared(error, "The schema cannot be made") from error
-        connection.commit()
-    return before
+    if current_revision(url) == newest_revision():
+        return newest_revision()
+    # Alembic takes half a second to import, and is needed once a version.
+    from somabrain_dagster.store.migrations.upgrading import upgrade
 
-
-def _known_revisions() -> set[str]:
-    """The revisions of this version of the project."""
-    scripts = ScriptDirectory.from_config(_configuration())
-    return {script.revision for script in scripts.walk_revisions()}
+    return upgrade(url, revision)

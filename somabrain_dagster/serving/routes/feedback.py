@@ -21,7 +21,7 @@ from somabrain_dagster.serving.contracts import (
     StreamSummary,
     TenantAfter,
 )
-from somabrain_dagster.serving.operations import Call, Operation, decode
+from somabrain_dagster.serving.operations import IDEMPOTENCY_KEY, Call, Operation, decode
 from somabrain_dagster.serving.problems import Problem, ProblemDetails, invalid, too_many, unavailable
 from somabrain_dagster.store.database import DatabaseUnreachable
 from somabrain_dagster.store.feedback_contract import InvalidFeedback, check
@@ -32,7 +32,6 @@ LINES_TOGETHER = 256
 
 LONGEST_LINE = 64 * 1024
 MOST_REFUSALS = 1000
-LONGEST_KEY = 180
 
 _one = msgspec.json.Decoder(FeedbackRequest)
 _list = msgspec.json.Decoder(FeedbackList)
@@ -140,9 +139,10 @@ def idempotency_key(call: Call) -> str | None:
     given = call.headers.get(b"idempotency-key")
     if given is None:
         return None
-    if not (0 < len(given) <= LONGEST_KEY and given.isascii() and given.decode().isprintable()):
-        raise invalid(f"`Idempotency-Key` must be 1 to {LONGEST_KEY} printable characters of ASCII")
-    return given.decode()
+    key = given.decode("latin-1")
+    if IDEMPOTENCY_KEY.fullmatch(key) is None:
+        raise invalid("`Idempotency-Key` must be 1 to 180 printable characters of ASCII")
+    return key
 
 
 def landed(outcome: Landed) -> LandedFeedback:
