@@ -32,8 +32,8 @@ down: install ## Stop the embedded servers.
 status: install ## Say which servers run.
 	@$(BIN)/somabrain status
 
-test: install ## Run the tests, on real servers; not those that are marked slow.
-	@$(BIN)/pytest -m "not slow"
+test: install ## Run the tests, on real servers, in two processes; not those that are marked slow.
+	@$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: install ## The long proofs among the tests, but for Kafka's: the service fuzzed, backups restored; ten minutes.
 	@$(BIN)/pytest -m slow --ignore tests/test_kafka.py --ignore tests/test_kafka_failover.py

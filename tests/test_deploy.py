@@ -88,7 +88,7 @@ def test_a_container_has_a_pinned_image_and_limits(name: str) -> None:
     assert {"cpus", "memory"} <= SERVICES[name]["deploy"]["resources"]["limits"].keys()
 
 
-@pytest.mark.parametrize("name", SERVICES.keys() - ONE_SHOT)
+@pytest.mark.parametrize("name", sorted(SERVICES.keys() - ONE_SHOT))
 def test_a_container_that_stays_is_started_again_and_says_whether_it_is_well(name: str) -> None:
     assert SERVICES[name]["restart"] == "unless-stopped"
     assert SERVICES[name]["healthcheck"]["test"][0] in ("CMD", "CMD-SHELL")
