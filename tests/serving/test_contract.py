@@ -38,17 +38,17 @@ schema = schemathesis.openapi.from_dict(document(OPERATIONS), config=configurati
 )
 def test_every_answer_is_as_described(case: Any, service: Running, tenants_key: str) -> None:
     operator = (case.method.upper(), case.operation.path) in FOR_OPERATORS
-    case.headers["Authorization"] = f"Bearer {service.operator if operator else tenants_key}"
+    key = {"Authorization": f"Bearer {service.operator if operator else tenants_key}"}
     # A key that was used for another body is rightly refused: each example gets its own.
     # One that is wrong stays wrong.
-    if IDEMPOTENCY_KEY.fullmatch(key := case.headers.get("Idempotency-Key", "")):
-        case.headers["Idempotency-Key"] = f"{uuid4().hex}{key}"[:180].rstrip()
+    if IDEMPOTENCY_KEY.fullmatch(given := case.headers.get("Idempotency-Key", "")):
+        case.headers["Idempotency-Key"] = f"{uuid4().hex}{given}"[:180].rstrip()
     for said in case.body if isinstance(case.body, list) else [case.body]:
-        for key in ("idempotency_key", "key"):
-            given = said.get(key) if isinstance(said, dict) else None
+        for name in ("idempotency_key", "key"):
+            given = said.get(name) if isinstance(said, dict) else None
             if isinstance(given, str) and given.strip() and len(given) <= LONGEST_KEY:
-                said[key] = f"{uuid4().hex}{given}"[:LONGEST_KEY]
-    case.call_and_validate(base_url=service.url)
+                said[name] = f"{uuid4().hex}{given}"[:LONGEST_KEY]
+    case.call_and_validate(base_url=service.url, headers=key)
 
 
 @pytest.fixture(scope="session")
