@@ -12,7 +12,8 @@ from somabrain_dagster.assets.metadata import LEARNING, OWNERS, column_schema, p
 from somabrain_dagster.learning.weights import WEIGHTS, by_name, to_units
 from somabrain_dagster.resources.brain import Brain
 from somabrain_dagster.store.landed import read_columns_of
-from somabrain_dagster.store.positions import ADAPTATION_STATE, Head, advance_marks, position
+from somabrain_dagster.store.positions import ADAPTATION_STATE, advance_marks, position
+from somabrain_dagster.store.proofs import record_proof
 from somabrain_dagster.store.verification import (
     BOUNDS,
     CHAIN,
@@ -106,8 +107,10 @@ def adaptation_state(
         verification = verify(connection)
         columns = read_columns_of(connection, "adaptation_states")
     log = verification.log
-    heads = heads_of(log)
+    heads = log.heads
     results = [check_result(claim.check, verification.of(claim.claim)) for claim in _CLAIMS]
+    with brain.database.as_operator() as connection:
+        record_proof(connection, verification)
     most_changed = np.argsort(-log.log.lengths, kind="stable").tolist()
     yield dg.MaterializeResult(
         data_version=dg.DataVersion(position(heads)),
@@ -136,14 +139,6 @@ def adaptation_state(
     if all(result.passed for result in results):
         with brain.database.as_operator() as connection:
             advance_marks(connection, ADAPTATION_STATE, heads)
-
-
-def heads_of(log: WeightLog) -> list[Head]:
-    """Where the logs were at the instant of the reading."""
-    return [
-        Head(state.tenant_id, state.version, state.hash, state.feedback_seq, state.updated_at)
-        for state in sorted(log.states, key=lambda state: state.tenant_id)
-    ]
 
 
 def check_result(name: str, findings: Sequence[Finding]) -> dg.AssetCheckResult:

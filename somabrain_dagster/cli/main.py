@@ -33,6 +33,7 @@ from somabrain_dagster.settings import Settings
 from somabrain_dagster.store import changes, keys, schema
 from somabrain_dagster.store.adaptation import create_tenants, read_states
 from somabrain_dagster.store.audit import SYSTEM
+from somabrain_dagster.store.proofs import record_proof
 from somabrain_dagster.store.scales import list_scales
 from somabrain_dagster.store.verification import Verification, verify
 
@@ -119,8 +120,11 @@ def replay() -> None:
 
     Exit 1 if anything differs, naming the tenant and the weight or the change.
     """
-    with opened(Settings()) as (database, _), database.snapshot() as connection:
-        verification = verify(connection)
+    with opened(Settings()) as (database, _):
+        with database.snapshot() as connection:
+            verification = verify(connection)
+        with database.as_operator() as connection:
+            record_proof(connection, verification)
     show_verification(verification)
     if verification.findings:
         sys.exit(1)

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, Self, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from somabrain_dagster.learning.features import Floats
 from somabrain_dagster.learning.neuromodulators import LEVELS
@@ -221,6 +221,14 @@ class LearningConfiguration:
     def high_nanos(self) -> Nanos:
         """The weights' upper bounds, (K,), nano-units, read-only."""
         return _frozen(from_names(self.high))
+
+    def at_bounds(self, weights: ArrayLike) -> NDArray[np.int64]:
+        """Which weights, (K,) nano-units, are at a bound: −1 at the lower, 1 at the upper, 0 between.
+
+        A weight whose bounds are one is fixed, and at neither.
+        """
+        nanos = np.asarray(weights, dtype=np.int64)
+        return (nanos >= self.high_nanos).astype(np.int64) - (nanos <= self.low_nanos)
 
     @cached_property
     def scalar_gains(self) -> Floats:

@@ -10,6 +10,8 @@ micro-units, so that sums and sums of squares are exact and a decision cannot de
 batched. Whether the weights moved, and what to roll back to, the caller knows.
 """
 
+from math import copysign, inf, sqrt
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -67,6 +69,29 @@ def first_trip(history: Micros, rewards: Micros, configuration: GuardConfigurati
         recent < before - configuration.standard_errors * np.sqrt(recent_error + before_error)
     )
     return int(trips[0]) + len(rewards) - decisions if len(trips) else None
+
+
+def fall(history: Micros, configuration: GuardConfiguration) -> float | None:
+    """By how many standard errors the last rewards of a history are below those before them; negative above.
+
+    It is the number that the guard compares with its limit, on what the guard remembers. Where neither window
+    varies it is 0 or infinite.
+
+    Args:
+        history: as `remembered` gave it.
+        configuration: the windows.
+
+    Returns:
+        The number; None until as many rewards are before the last ones as these are.
+    """
+    recent, before = history[-configuration.recent :], history[: -configuration.recent]
+    if len(before) < configuration.recent:
+        return None
+    (low, low_error), (high, high_error) = (
+        _mean(window.sum(), (window * window).sum(), len(window)) for window in (recent, before)
+    )
+    difference, error = float(high - low), sqrt(low_error + high_error)
+    return difference / error if error else copysign(inf, difference) if difference else 0.0
 
 
 def remembered(history: Micros, rewards: Micros, configuration: GuardConfiguration) -> Micros:

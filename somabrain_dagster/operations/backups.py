@@ -37,12 +37,14 @@ from somabrain_dagster.settings import Settings
 from somabrain_dagster.store.backups import (
     Server,
     Standing,
+    TakenBackup,
     alone,
     describe_server,
     exported,
     identity_at,
     kept_log,
     marked,
+    record_backup,
 )
 from somabrain_dagster.store.database import Connection
 from somabrain_dagster.store.positions import Head, position
@@ -141,6 +143,10 @@ def back_up(settings: Settings, progress: Progress = unwatched) -> Made:
             with suppress(OSError):  # what is left is removed by the next backup
                 store.remove(backup_id)
             raise
+        record_backup(
+            source.servers.database_url,
+            TakenBackup(backup_id, began, backup.seconds, backup.kind, backup.bytes, backup.position),
+        )
         removed = _prune(store, settings.backup_keep, identity.brain_id)
         return Made(backup, f"{store.url}/{backup_id}", removed)
 

@@ -5,9 +5,10 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from somabrain_dagster.settings import KafkaSettings
+from somabrain_dagster.store.kafka_health import KafkaCounts, KafkaState
 from somabrain_dagster.store.outbox import LOGS, LogName
 
 if TYPE_CHECKING:
@@ -281,12 +282,26 @@ class KafkaHealth:
         ]
 
     @property
-    def state(self) -> Literal["healthy", "at risk", "stopped"]:
+    def state(self) -> KafkaState:
         """`at risk` where one more loss would stop it."""
         if not self.quorum or self.unwritable:
             return "stopped"
         outlives = 2 * (len(self.current) - 1) > len(self.voters)
         return "healthy" if outlives and not self.at_minimum and not self.silent else "at risk"
+
+    @property
+    def counts(self) -> KafkaCounts:
+        """The same in numbers."""
+        return KafkaCounts(
+            state=self.state,
+            answering=len(self.answering),
+            silent=len(self.silent),
+            voters=len(self.voters),
+            current_voters=len(self.current),
+            under_replicated=len(self.under_replicated),
+            at_minimum=len(self.at_minimum),
+            unwritable=len(self.unwritable),
+        )
 
     @property
     def advice(self) -> str:

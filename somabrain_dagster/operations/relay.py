@@ -24,7 +24,8 @@ from somabrain_dagster.operations.kafka import (
 )
 from somabrain_dagster.settings import KafkaSettings
 from somabrain_dagster.store import audit, notifications
-from somabrain_dagster.store.database import DatabaseUnreachable
+from somabrain_dagster.store.database import Database, DatabaseUnreachable
+from somabrain_dagster.store.kafka_health import record_kafka_health
 from somabrain_dagster.store.notifications import Listener
 from somabrain_dagster.store.outbox import LOGS, AnotherRelay, LogName, Outbox, Record
 
@@ -42,6 +43,9 @@ SWEEP_SECONDS = 60.0
 
 SAY_SECONDS = 10.0
 """How often it says that it waits, or how much it published."""
+
+HEALTH_SECONDS = 15.0
+"""How often it writes down how the cluster fares."""
 
 _RETRY_SECONDS = 2.0
 _LISTEN_SECONDS = 0.5
@@ -79,6 +83,8 @@ class Relay:
             KafkaMissing: Kafka is not configured, or its clients are not installed.
         """
         options = producer_options(self._kafka)
+        watching = threading.Thread(target=self._watch, args=(stopping,), name="kafka health", daemon=True)
+        watching.start()
         waits_for = None
         while not stopping.is_set():
             try:
@@ -101,6 +107,16 @@ class Relay:
                     self._say(f"waiting: {error}")
                 waits_for = type(error)
                 stopping.wait(_RETRY_SECONDS)
+        watching.join()
+
+    def _watch(self, stopping: threading.Event) -> None:
+        """Write down how the cluster fares, until it is told to stop."""
+        with Database(self._url, max_connections=1, wait_seconds=_RETRY_SECONDS) as database:
+            while not stopping.is_set():
+                counts = kafka_health(self._kafka).counts
+                with suppress(DatabaseUnreachable), database.as_operator() as connection:
+                    record_kafka_health(connection, counts)
+                stopping.wait(HEALTH_SECONDS)
 
     def _relay(self, outbox: Outbox, options: dict[str, object], stopping: threading.Event) -> None:
         from confluent_kafka import Producer

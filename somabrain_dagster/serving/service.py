@@ -26,6 +26,7 @@ from somabrain_dagster.store import keys, notifications, trials
 from somabrain_dagster.store.adaptation import AdaptationState
 from somabrain_dagster.store.cache import SnapshotCache
 from somabrain_dagster.store.database import Database
+from somabrain_dagster.store.gauges import read_named
 from somabrain_dagster.store.notifications import Listener
 from somabrain_dagster.store.working_memory import WorkingMemory
 
@@ -59,6 +60,9 @@ class Service:
         self.database = Database(servers.database_url, max_connections=8, wait_seconds=3.0, options=_SESSION)
         self.landing_database = Database(
             servers.database_url, max_connections=1, wait_seconds=3.0, options=_SESSION
+        )
+        self.dagster_database = Database(
+            servers.dagster_database_url, max_connections=1, wait_seconds=1.0, options=_SESSION
         )
         self.snapshots = SnapshotCache(servers.redis_url)
         self.states = States(self.database, self.snapshots, self.configuration, knobs.states_in_memory)
@@ -156,6 +160,7 @@ class Service:
         self._workers.shutdown()
         self.working.close()
         self.snapshots.close()
+        self.dagster_database.close()
         self.landing_database.close()
         self.database.close()
 
@@ -194,6 +199,8 @@ class Service:
     def _connected(self) -> None:
         began = time.perf_counter()
         states, configurations = self.states.restore()
+        with self.database.as_operator() as connection:
+            self.metrics.know_tenants(read_named(connection, self.metrics.most_tenants))
         self._know_trials()
         self._loop.call_soon_threadsafe(self.states.take_all, states, configurations)
         self._loop.call_soon_threadsafe(self.gatekeeper.forget_all)

@@ -209,10 +209,13 @@ class States:
         """The neuromodulators that an operator holds, by the configuration of the state's last change."""
         return self._configurations.get(state.configuration, self._configuration).neuromodulators
 
+    def configuration(self, digest: bytes | None) -> LearningConfiguration:
+        """A configuration by its digest; the global one for one that is not known."""
+        return self._configurations.get(digest or b"", self._configuration)
+
     def learning_rate(self, configuration: bytes | None, levels: Mapping[str, float]) -> float:
         """The learning rate of a feedback that meets these levels, under a configuration by its digest."""
-        known = self._configurations.get(configuration or b"", self._configuration)
-        return float(effective_rate(known, levels["dopamine"]))
+        return float(effective_rate(self.configuration(configuration), levels["dopamine"]))
 
     def _encoded(self, snapshot: dict[str, Any], source: str, arm: str | None) -> bytes:
         digest = bytes.fromhex(snapshot["configuration"])

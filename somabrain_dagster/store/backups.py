@@ -253,6 +253,44 @@ def exported(url: str) -> Iterator[tuple[str, Standing, Connection]]:
         yield str(name[0]), standing, connection
 
 
+@dataclass(frozen=True)
+class TakenBackup:
+    """A backup that was made and read back.
+
+    Attributes:
+        created_at: when it began.
+        seconds: that it took.
+        kind: `base` or `dump`.
+        bytes: of all files.
+        position: that it holds.
+    """
+
+    backup_id: str
+    created_at: datetime
+    seconds: float
+    kind: str
+    bytes: int
+    position: str
+
+
+def record_backup(url: str, taken: TakenBackup) -> None:
+    """Write down that a backup was made.
+
+    Args:
+        url: of the owner of the database.
+        taken: the backup.
+    """
+    with psycopg.connect(url) as connection:
+        connection.execute(
+            """
+            INSERT INTO backups (backup_id, created_at, seconds, kind, bytes, changes, position)
+            VALUES (%(backup_id)s, %(created_at)s, %(seconds)s, %(kind)s, %(bytes)s,
+                split_part(%(position)s, '-', 1)::bigint, %(position)s)
+            """,
+            vars(taken),
+        )
+
+
 def is_empty(url: str) -> bool:
     """Whether a database has no table of its own."""
     with psycopg.connect(url, connect_timeout=5) as connection:

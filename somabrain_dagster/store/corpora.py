@@ -10,6 +10,7 @@ from somabrain_dagster.store import audit
 from somabrain_dagster.store.adaptation import UnknownTenant
 from somabrain_dagster.store.canonical import canonical_json
 from somabrain_dagster.store.database import Connection
+from somabrain_dagster.store.gauges import NAMED, OTHERS
 from somabrain_dagster.store.landed import read_landed
 from somabrain_dagster.store.positions import position, read_heads
 
@@ -378,31 +379,27 @@ class CorpusCounts:
     rejected: Mapping[str, int]
 
 
-def corpus_counts(connection: Connection, most: int, others: str) -> list[CorpusCounts]:
+def corpus_counts(connection: Connection, most: int) -> list[CorpusCounts]:
     """What tenants gave to corpora.
 
     Args:
         connection: an operator's transaction.
-        most: how many tenants are named, those that gave most builds.
-        others: under which name the rest is added up.
+        most: how many tenants are named; the rest is added up.
     """
     rows = connection.execute(
-        """
-        WITH named AS (
-            SELECT tenant_id FROM corpus_tenants
-            GROUP BY tenant_id ORDER BY sum(builds) DESC, tenant_id LIMIT %s
-        ), given AS (
-            SELECT coalesce(n.tenant_id, %s) AS name, c.*
-            FROM corpus_tenants c LEFT JOIN named n USING (tenant_id)
+        f"""
+        WITH given AS (
+            SELECT coalesce(n.tenant_id, %(others)s) AS name, c.*
+            FROM corpus_tenants c LEFT JOIN ({NAMED}) AS n USING (tenant_id)
         )
         SELECT g.name, sum(builds)::bigint, sum(examples * builds)::bigint, sum(tokens * builds)::bigint, (
-            SELECT coalesce(jsonb_object_agg(stage, total), '{}') FROM (
+            SELECT coalesce(jsonb_object_agg(stage, total), jsonb_build_object()) FROM (
                 SELECT e.key AS stage, sum(e.value::bigint * i.builds)::bigint AS total
                 FROM given i, jsonb_each_text(i.rejected) AS e WHERE i.name = g.name GROUP BY e.key
             ) AS stages
         )
         FROM given g GROUP BY g.name ORDER BY g.name
-        """,
-        (most, others),
+        """,  # noqa: S608 — of a constant
+        {"most": most, "others": OTHERS},
     )
     return [CorpusCounts(*row) for row in rows]

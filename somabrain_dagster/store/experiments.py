@@ -459,6 +459,39 @@ def read_sessions(connection: Connection, experiment_id: str) -> list[Session]:
     return [Session(*row) for row in rows]
 
 
+def read_outcomes(
+    connection: Connection, experiments: Sequence[str]
+) -> dict[str, dict[str, tuple[int, float]]]:
+    """How many sessions of these experiments were written down, and their mean, by experiment and arm."""
+    outcomes: dict[str, dict[str, tuple[int, float]]] = {}
+    rows = connection.execute(
+        """
+        SELECT experiment_id, arm, count(*), avg(value) FROM experiment_sessions
+        WHERE experiment_id = ANY (%s) GROUP BY experiment_id, arm
+        """,
+        (list(experiments),),
+    )
+    for experiment_id, arm, count, mean in rows:
+        outcomes.setdefault(experiment_id, {})[arm] = count, mean
+    return outcomes
+
+
+def read_findings(
+    connection: Connection, experiments: Sequence[str]
+) -> dict[str, dict[str, Mapping[str, Any]]]:
+    """What the analyses of these experiments found, as `analysis_json` has it, by experiment and arm."""
+    rows = connection.execute(
+        """
+        SELECT experiment_id, analysis -> 'findings' FROM experiment_analyses
+        WHERE experiment_id = ANY (%s)
+        """,
+        (list(experiments),),
+    )
+    return {
+        experiment_id: {finding["arm"]: finding for finding in findings} for experiment_id, findings in rows
+    }
+
+
 def _keep_sessions(connection: Connection, experiment_id: str, sessions: Sequence[Session]) -> None:
     with connection.cursor() as cursor:
         cursor.executemany(

@@ -1,13 +1,22 @@
 """What is so of many tenants at once, for metrics."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
+
+from somabrain_dagster.learning.guard import Micros
 from somabrain_dagster.learning.neuromodulators import LEVELS
 from somabrain_dagster.store.database import Connection
 
+OTHERS = "_others"
+"""The label of the tenants beyond the cap."""
 
-@dataclass(frozen=True)
+NAMED = "SELECT tenant_id FROM tenants ORDER BY created_at, tenant_id LIMIT %(most)s"
+"""The tenants that have labels of their own: those that were created first, so that a label stays."""
+
+
+@dataclass(frozen=True, eq=False)
 class TenantGauges:
     """A tenant's state in numbers, or the mean of several tenants' states.
 
@@ -17,7 +26,10 @@ class TenantGauges:
         version: of the weights; a mean's is the largest.
         weights: nano-units.
         levels: of the neuromodulators, by name.
-        configuration: the digest of the last change's; None for a mean of several.
+        reward_mean, reward_variance, delta: V, v, and the last prediction error.
+        diversity: of what was recalled last; None while that is too little.
+        recent_rewards: as the rollback guard remembers them; none of a mean.
+        configuration: the digest of the last change's; None for a mean.
     """
 
     tenant_id: str
@@ -25,110 +37,103 @@ class TenantGauges:
     version: int
     weights: Sequence[float]
     levels: dict[str, float]
+    reward_mean: float
+    reward_variance: float
+    delta: float
+    diversity: float | None
+    recent_rewards: Micros
     configuration: bytes | None
 
 
-_COLUMNS = "s.tenant_id, s.version, s.weights, s.dopamine, s.serotonin, s.noradrenaline, s.acetylcholine"
+_MEASURES = (*LEVELS, "reward_mean", "reward_variance", "delta", "diversity")
+_DIVERSITY = "1 - repeated::float8 / cardinality(recalled)"
 
 
 def read_gauges(connection: Connection, most: int) -> tuple[list[TenantGauges], TenantGauges]:
-    """The tenants whose weights changed last, and the mean of all others.
+    """The tenants that are named, and the mean of all others.
 
     Args:
         connection: an operator's transaction.
         most: how many tenants are named.
     """
+    measures = ", ".join(_MEASURES[:-1])
     named = connection.execute(
-        f"SELECT {_COLUMNS}, s.configuration FROM adaptation_states s "  # noqa: S608 — a constant
-        "ORDER BY s.updated_at DESC, s.tenant_id LIMIT %s",
-        (most,),
+        f"""
+        SELECT tenant_id, version, weights, recent_rewards, configuration, {measures}, {_DIVERSITY}
+        FROM adaptation_states JOIN ({NAMED}) AS named USING (tenant_id) ORDER BY tenant_id
+        """,  # noqa: S608 — of constants
+        {"most": most},
     )
     tenants = [
-        TenantGauges(row[0], 1, row[1], row[2], dict(zip(LEVELS, row[3:7], strict=True)), row[7])
-        for row in named
+        _gauges(tenant_id, 1, version, weights, rewards, configuration, measured)
+        for tenant_id, version, weights, rewards, configuration, *measured in named
     ]
-    count, version, dopamine, serotonin, noradrenaline, acetylcholine, weights = connection.execute(
-        """
+    means = ", ".join(f"avg({name})" for name in _MEASURES[:-1])
+    count, version, weights, *measured = connection.execute(
+        f"""
         WITH others AS MATERIALIZED (
-            SELECT * FROM adaptation_states ORDER BY updated_at DESC, tenant_id OFFSET %s
+            SELECT s.* FROM adaptation_states s
+            JOIN (SELECT tenant_id FROM tenants ORDER BY created_at, tenant_id OFFSET %(most)s) AS rest
+                USING (tenant_id)
         )
-        SELECT count(*), max(version),
-            avg(dopamine), avg(serotonin), avg(noradrenaline), avg(acetylcholine), (
+        SELECT count(*), coalesce(max(version), 0), (
             SELECT array_agg(mean ORDER BY position) FROM (
                 SELECT position, avg(weight)::float8 AS mean
                 FROM others, unnest(weights) WITH ORDINALITY AS w (weight, position) GROUP BY position
             ) AS means
-        )
+        ), {means}, avg({_DIVERSITY})
         FROM others
-        """,
-        (most,),
+        """,  # noqa: S608 — of constants
+        {"most": most},
     ).fetchall()[0]
-    levels = dict(zip(LEVELS, (dopamine, serotonin, noradrenaline, acetylcholine), strict=True))
-    return tenants, TenantGauges("_others", count, version or 0, weights or [], levels, None)
+    return tenants, _gauges(OTHERS, count, version, weights or [], [], None, measured)
 
 
-def read_adjustments(connection: Connection, most: int, others: str) -> list[tuple[str, str, int]]:
+def _gauges(
+    tenant_id: str,
+    tenants: int,
+    version: int,
+    weights: Sequence[float],
+    rewards: Sequence[int],
+    configuration: bytes | None,
+    measured: Sequence[float],
+) -> TenantGauges:
+    named = dict(zip(_MEASURES, measured, strict=True))
+    return TenantGauges(
+        tenant_id=tenant_id,
+        tenants=tenants,
+        version=version,
+        weights=weights,
+        levels={name: named.pop(name) for name in LEVELS},
+        recent_rewards=np.array(rewards, dtype=np.int64),
+        configuration=configuration,
+        **named,
+    )
+
+
+def read_named(connection: Connection, most: int) -> list[str]:
+    """The tenants that are named.
+
+    Args:
+        connection: an operator's transaction.
+        most: how many.
+    """
+    return [tenant_id for (tenant_id,) in connection.execute(NAMED, {"most": most})]
+
+
+def read_adjustments(connection: Connection, most: int) -> list[tuple[str, str, int]]:
     """How many changes of weights answer no feedback: tenant, cause, count.
 
     Args:
         connection: an operator's transaction.
-        most: how many tenants are named, the same ones as by `read_gauges`.
-        others: under which name the rest is added up.
+        most: how many tenants are named; the rest is added up.
     """
     rows = connection.execute(
-        """
-        WITH named AS (
-            SELECT tenant_id FROM adaptation_states ORDER BY updated_at DESC, tenant_id LIMIT %s
-        )
-        SELECT coalesce(n.tenant_id, %s) AS name, c.cause, count(*)
-        FROM weight_changes c LEFT JOIN named n USING (tenant_id)
+        f"""
+        SELECT coalesce(n.tenant_id, %(others)s) AS name, c.cause, count(*)
+        FROM weight_changes c LEFT JOIN ({NAMED}) AS n USING (tenant_id)
         WHERE c.cause NOT IN ('feedback', 'start') GROUP BY name, c.cause ORDER BY name, c.cause
-        """,
-        (most, others),
+        """,  # noqa: S608 — of a constant
+        {"most": most, "others": OTHERS},
     )
     return [(name, cause, count) for name, cause, count in rows]
-
-
-@dataclass(frozen=True)
-class ChainCounts:
-    """How much the learning chain did, each by what came of it.
-
-    Attributes:
-        failed_runs: of Dagster, by job.
-        proposals: accepted and refused.
-        experiments: by status.
-        looks: at canaries, by action.
-        promotions: promoted, and undone.
-    """
-
-    failed_runs: Mapping[str, int]
-    proposals: Mapping[str, int]
-    experiments: Mapping[str, int]
-    looks: Mapping[str, int]
-    promotions: Mapping[str, int]
-
-
-def read_chain_counts(connection: Connection) -> ChainCounts:
-    """What the learning chain did.
-
-    Args:
-        connection: an operator's transaction.
-    """
-    counted: dict[str, dict[str, int]] = {field.name: {} for field in fields(ChainCounts)}
-    rows = connection.execute(
-        """
-        SELECT 'failed_runs', body ->> 'job', count(*) FROM audit_events
-        WHERE tenant_id = '_system' AND action = 'run_failed' GROUP BY 2
-        UNION ALL
-        SELECT 'proposals', CASE WHEN accepted THEN 'accepted' ELSE 'refused' END, count(*)
-        FROM parameter_proposals GROUP BY 2
-        UNION ALL SELECT 'experiments', status, count(*) FROM experiments GROUP BY 2
-        UNION ALL SELECT 'looks', action, count(*) FROM canary_looks GROUP BY 2
-        UNION ALL
-        SELECT 'promotions', CASE WHEN reverts IS NULL THEN 'promoted' ELSE 'undone' END, count(*)
-        FROM promotions GROUP BY 2
-        """
-    )
-    for what, label, count in rows:
-        counted[what][label] = count
-    return ChainCounts(**counted)

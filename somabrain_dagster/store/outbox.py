@@ -237,6 +237,22 @@ class Outbox:
         )
 
 
+def relay_runs(connection: Connection) -> bool:
+    """Whether a relay has the lock of this database."""
+    ((runs,),) = connection.execute(
+        """
+        SELECT EXISTS (
+            SELECT FROM pg_locks
+            WHERE locktype = 'advisory' AND granted
+              AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+              AND objid = (hashtext(%s)::bigint & 4294967295)::oid
+        )
+        """,
+        (_LOCK,),
+    ).fetchall()
+    return bool(runs)
+
+
 def read_rows(
     connection: Connection, log: LogName, identities: Sequence[tuple[str, int]]
 ) -> dict[tuple[str, int], dict[str, Any]]:

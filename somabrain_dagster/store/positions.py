@@ -17,7 +17,8 @@ from somabrain_dagster.store.database import Connection
 FEEDBACK_DAILY = "feedback_daily"
 ADAPTATION_STATE = "adaptation_state"
 PERFORMANCE_TRENDS = "performance_trends"
-"""The consumers; each has a mark for every tenant that it has followed."""
+CONSUMERS = (FEEDBACK_DAILY, ADAPTATION_STATE, PERFORMANCE_TRENDS)
+"""Each has a mark for every tenant that it has followed."""
 
 
 @dataclass(frozen=True)

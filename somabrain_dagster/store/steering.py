@@ -220,13 +220,14 @@ def write_steering(connection: Connection, configuration: LearningConfiguration,
         """
         UPDATE adaptation_states
         SET (
-            recalled, version, weights, hash, configuration,
+            recalled, repeated, version, weights, hash, configuration,
             dopamine, serotonin, noradrenaline, acetylcholine, updated_at
-        ) = (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+        ) = (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
         WHERE tenant_id = %s
         """,
         (
             steering.recalled,
+            steering.repeated,
             state.version,
             state.weights.tolist(),
             state.hash,

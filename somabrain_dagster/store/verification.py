@@ -50,6 +50,7 @@ from somabrain_dagster.store.feedback_contract import Helpful
 from somabrain_dagster.store.frames import microseconds
 from somabrain_dagster.store.landing import credited_signals, event_digest, logged_recall
 from somabrain_dagster.store.partition_seals import Seal, read_seals, root_of, root_of_seals, within_seals
+from somabrain_dagster.store.positions import Head
 from somabrain_dagster.store.promotions import (
     PROMOTION,
     PROMOTION_ROLLBACK,
@@ -154,6 +155,14 @@ class WeightLog:
     seals: list[Seal]
     sealed: Integers
     states: list[AdaptationState]
+
+    @property
+    def heads(self) -> list[Head]:
+        """Where the logs were at the instant of the reading, by tenant."""
+        return [
+            Head(state.tenant_id, state.version, state.hash, state.feedback_seq, state.updated_at)
+            for state in sorted(self.states, key=lambda state: state.tenant_id)
+        ]
 
     @property
     def owners(self) -> NDArray[np.intp]:

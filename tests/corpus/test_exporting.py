@@ -145,9 +145,9 @@ def test_the_account_is_kept_and_audited(database: Database, settings: Settings,
         (written,) = written_corpora(connection)
         assert written.corpus_id == manifest.corpus_id
         assert written.manifest["config_digest"] == manifest.config_digest
-        counts = {count.tenant_id: count for count in corpus_counts(connection, 10, "_others")}
+        counts = {count.tenant_id: count for count in corpus_counts(connection, 10)}
         assert audit.verify_chain(connection, audit.SYSTEM) is None
-        (others,) = corpus_counts(connection, 0, "_others")
+        (others,) = corpus_counts(connection, 0)
     assert counts.keys() == set(tenants[:2])
     assert sum(count.examples for count in counts.values()) == manifest.examples == others.examples
     assert sum(sum(count.rejected.values()) for count in counts.values()) == sum(

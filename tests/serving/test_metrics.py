@@ -42,11 +42,11 @@ def test_beyond_the_cap_tenants_are_one(valkey: ValkeyServer, database: Database
     weights = {
         label: value for (name, label), value in samples.items() if name == "somabrain_retrieval_alpha"
     }
-    others = [alpha[f"tenant-{number}"] for number in range(3)]
-    assert weights["tenant-3"] == alpha["tenant-3"]
-    assert weights["tenant-4"] == alpha["tenant-4"]
+    others = [alpha[f"tenant-{number}"] for number in range(2, 5)]
+    assert weights["tenant-0"] == alpha["tenant-0"]
+    assert weights["tenant-1"] == alpha["tenant-1"]
     assert abs(weights["_others"] - sum(others) / 3) < 1e-9
-    assert set(weights) == {"tenant-3", "tenant-4", "_others"}
+    assert set(weights) == {"tenant-0", "tenant-1", "_others"}
     landed = {label: value for (name, label), value in samples.items() if name == "somabrain_feedback_total"}
     assert landed == {"tenant-0": 1, "tenant-1": 1, "_others": 3}
     assert samples["somabrain_tenants", ""] == 5

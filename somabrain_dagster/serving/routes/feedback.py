@@ -49,15 +49,19 @@ _STATUS = {
 async def land(call: Call) -> Answer:
     """Land one feedback, a list or a stream."""
     began = time.perf_counter()
-    media_type = call.media_type(b"application/json", NDJSON)
-    key = idempotency_key(call)
-    if media_type == NDJSON:
-        return await _land_stream(call, key)
-    body = await call.body()
-    if body[:1] == b"{" or not body.lstrip().startswith(b"["):
-        answer = await _land_one(call, decode(body, _one), key)
-    else:
-        answer = await _land_list(call, decode(body, _list), key)
+    try:
+        media_type = call.media_type(b"application/json", NDJSON)
+        key = idempotency_key(call)
+        if media_type == NDJSON:
+            return await _land_stream(call, key)
+        body = await call.body()
+        if body[:1] == b"{" or not body.lstrip().startswith(b"["):
+            answer = await _land_one(call, decode(body, _one), key)
+        else:
+            answer = await _land_list(call, decode(body, _list), key)
+    except Problem as problem:
+        call.service.metrics.feedback(call.tenant_id or call.who.tenant_id, problem.code)
+        raise
     assert call.tenant_id is not None
     call.service.metrics.feedback_took(call.tenant_id, time.perf_counter() - began)
     return answer
@@ -67,9 +71,9 @@ async def _land_one(call: Call, feedback: FeedbackRequest, key: str | None) -> A
     named = feedback.tenant_id or None
     checked(feedback, call.about(named), key)
     (outcome,) = await submitted(call, [feedback])
-    _count(call, [outcome])
     if isinstance(outcome, Refused):
         raise problem_of(outcome)
+    _count(call, [outcome])
     return json_answer(landed(outcome))
 
 
@@ -235,11 +239,13 @@ async def _land_stream(call: Call, key: str | None) -> Answer:
             number += 1
             if not line.strip():
                 continue
+            whose = call.who.tenant_id
             try:
                 feedback = decode(line, _one)
-                tenant_id = call.who.tenant(feedback.tenant_id or None)
+                whose = tenant_id = call.who.tenant(feedback.tenant_id or None)
                 checked(feedback, tenant_id, None if key is None else f"{key}/{number}")
             except Problem as problem:
+                call.service.metrics.feedback(whose, problem.code)
                 tally.refuse(number, problem.details())
                 continue
             call.tenant_id = tenant_id
