@@ -108,6 +108,20 @@ class Chain:
             dict(request.run_config),
         )
 
+    def tell_of(self, failed: dg.ExecuteInProcessResult) -> None:
+        """What the sensor `run_failure` does when it sees a run that failed."""
+        sensor = self.definitions.resolve_sensor_def("run_failure")
+        run = self.instance.get_run_by_id(failed.run_id)
+        assert run is not None
+        with dg.build_run_status_sensor_context(
+            sensor_name=sensor.name,
+            dagster_event=failed.get_run_failure_event(),
+            dagster_instance=self.instance,
+            dagster_run=run,
+            resources={"brain": self.brain},
+        ) as context:
+            sensor(context.for_run_failure())
+
     def materialise(self, asset: str) -> dg.ExecuteInProcessResult:
         """An asset alone, as a person does it in the UI."""
         return self.definitions.resolve_implicit_global_asset_job_def().execute_in_process(

@@ -3,12 +3,13 @@
 from somabrain_dagster.store.database import Connection, Database
 
 
-def nudge_live_alpha(database: Database, tenant_id: str) -> None:
-    """Add one nano-unit to a tenant's live α."""
+def nudge_live_alpha(database: Database, tenant_id: str, nanos: int = 1) -> None:
+    """Add so many nano-units to a tenant's live α."""
     with database.as_owner() as connection:
         connection.execute("ALTER TABLE adaptation_states NO FORCE ROW LEVEL SECURITY")
         connection.execute(
-            "UPDATE adaptation_states SET weights[1] = weights[1] + 1 WHERE tenant_id = %s", (tenant_id,)
+            "UPDATE adaptation_states SET weights[1] = weights[1] + %s WHERE tenant_id = %s",
+            (nanos, tenant_id),
         )
         connection.execute("ALTER TABLE adaptation_states FORCE ROW LEVEL SECURITY")
 

@@ -62,6 +62,7 @@ from somabrain_dagster.store.cache import SnapshotCache
 from somabrain_dagster.store.database import Database, ensure_sibling_database
 from somabrain_dagster.store.feedback_contract import Feedback
 from somabrain_dagster.store.landing import Landed, land
+from somabrain_dagster.store.operations_gauges import read_operations_gauges
 from somabrain_dagster.store.positions import position, read_heads
 from somabrain_dagster.store.row_digests import TableDigest, digests_at, table_digests
 from somabrain_dagster.store.working_memory import Noted, WorkingMemory
@@ -602,7 +603,13 @@ def test_a_drill_proves_a_backup_and_leaves_nothing_behind(brain: Brain, whole: 
         result, seconds = drill(brain.settings, database, whole.backup_id)
         with database.as_operator() as connection:
             proof = last_proof(connection)
+            done = read_operations_gauges(connection)
     assert result.findings == ()
+    assert done.backups >= 1
+    assert (done.drills_refuted, done.proven_backup_at) == (0, whole.created_at)
+    assert done.backup_at is not None
+    assert done.backup_at >= whole.created_at
+    assert done.backup_changes >= int(whole.position.split("-")[0]) > 0
     assert {"pg_verifybackup", "pg_amcheck", "replay and chains"} <= seconds.keys()
     assert proof is not None
     assert (proof.backup_id, proof.position) == (whole.backup_id, whole.position)

@@ -14,7 +14,6 @@ from somabrain_dagster.embedded import PostgresServer, ValkeyServer
 from somabrain_dagster.jobs import LEARNING_CHAIN
 from somabrain_dagster.operations.dagster_home import prepare, workspace
 from somabrain_dagster.operations.servers import Servers
-from somabrain_dagster.resources.brain import brain_resource
 from somabrain_dagster.sensors.feedback import FIRST_DAY_TAG, LAST_DAY_TAG, POSITION_TAG
 from somabrain_dagster.store.audit import SYSTEM, verify_chain
 from somabrain_dagster.store.database import Database
@@ -200,22 +199,11 @@ def test_a_transaction_that_began_first_and_commits_last_is_seen(chain: Chain) -
     assert chain.lag(FEEDBACK_DAILY).tenants == chain.lag(ADAPTATION_STATE).tenants == []
 
 
-def test_a_failed_run_is_in_the_audit_trail(chain: Chain, instance: dg.DagsterInstance) -> None:
+def test_a_failed_run_is_in_the_audit_trail(chain: Chain) -> None:
     landed(chain.database, [said(new_tenant(chain.database))])
     chain.rows("UPDATE adaptation_states SET weights[1] = weights[1] + 1")
     failed = chain.run_days(TODAY, TODAY)
-    sensor = chain.definitions.resolve_sensor_def("run_failure")
-    run = instance.get_run_by_id(failed.run_id)
-    assert run is not None
-
-    with dg.build_run_status_sensor_context(
-        sensor_name=sensor.name,
-        dagster_event=failed.get_run_failure_event(),
-        dagster_instance=instance,
-        dagster_run=run,
-        resources={"brain": brain_resource(chain.settings)},
-    ) as context:
-        sensor(context.for_run_failure())
+    chain.tell_of(failed)
 
     assert chain.rows("SELECT actor, action, body FROM audit_events WHERE tenant_id = %s", SYSTEM) == [
         (

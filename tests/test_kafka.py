@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from somabrain_dagster.operations.relay import Relay
 from somabrain_dagster.settings import KafkaSettings
 from somabrain_dagster.store.audit import record
 from somabrain_dagster.store.database import Database
+from somabrain_dagster.store.kafka_health import KafkaCounts, read_kafka_health
 from somabrain_dagster.store.outbox import LOGS, read_unpublished
 from somabrain_dagster.store.tampering import Tampering
 from tests.brain import landed, new_tenants, said
@@ -77,6 +79,26 @@ def test_where_nobody_answers_health_says_so() -> None:
     health = kafka_health(KafkaSettings(bootstrap="127.0.0.1:1"))
     assert (health.state, health.unreachable) == ("stopped", ("127.0.0.1:1",))
     assert health.advice == "No broker answers: start them, or correct SOMABRAIN_KAFKA_BOOTSTRAP."
+
+
+def test_the_relay_writes_down_how_the_cluster_fares(database: Database) -> None:
+    stopping = threading.Event()
+    kafka = KafkaSettings(bootstrap="127.0.0.1:1")
+    relay = threading.Thread(target=Relay(database.url, kafka, lambda _: None).run, args=(stopping,))
+
+    def told() -> tuple[datetime, KafkaCounts] | None:
+        with database.as_operator() as connection:
+            return read_kafka_health(connection)
+
+    assert told() is None
+    relay.start()
+    until(lambda: told() is not None)
+    stopping.set()
+    relay.join()
+    seen = told()
+    assert seen is not None
+    assert seen[1] == kafka_health(kafka).counts
+    assert (seen[1].state, seen[1].answering) == ("stopped", 0)
 
 
 @pytest.fixture(scope="module")

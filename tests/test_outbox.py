@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from somabrain_dagster.operations.relay import complete
 from somabrain_dagster.store.audit import record
 from somabrain_dagster.store.database import Database
-from somabrain_dagster.store.outbox import LOGS, AnotherRelay, Outbox, Record, read_unpublished
+from somabrain_dagster.store.outbox import LOGS, AnotherRelay, Outbox, Record, read_unpublished, relay_runs
 from tests.brain import landed, new_tenants, said
 
 
@@ -87,7 +87,11 @@ def _record(database: Database, tenant_id: str) -> None:
 def test_a_second_relay_is_refused_and_told_of_the_first(database: Database, outbox: Outbox) -> None:
     with pytest.raises(AnotherRelay, match=r"another relay works on this database: from .*, session \d+"):
         Outbox(database.url)
+    with database.as_operator() as connection:
+        assert relay_runs(connection)
     outbox.close()
+    with database.as_operator() as connection:
+        assert not relay_runs(connection)
     Outbox(database.url).close()
 
 

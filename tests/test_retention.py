@@ -24,6 +24,7 @@ from somabrain_dagster.store.database import Database
 from somabrain_dagster.store.keys import create_key
 from somabrain_dagster.store.landing import Refused, land
 from somabrain_dagster.store.merkle import merkle_root
+from somabrain_dagster.store.operations_gauges import read_operations_gauges, read_partition_counts
 from somabrain_dagster.store.outbox import Outbox
 from somabrain_dagster.store.partition_seals import Seal, read_seals, root_of_seals
 from somabrain_dagster.store.request_stats import Tally, add_requests
@@ -242,6 +243,18 @@ def test_a_seal_that_is_not_what_was_pruned_is_found(forgotten: Database, forger
         as_forger(connection, "seals", "weight_changes")
         assert connection.execute(forgery.encode()).rowcount > 0
     assert verified(forgotten).of(claim)
+
+
+def test_metrics_tell_how_much_was_dropped_and_what_there_is(forgotten: Database) -> None:
+    with forgotten.as_operator() as connection:
+        done = read_operations_gauges(connection)
+        weeks = read_partition_counts(connection, timedelta(days=90))
+        dropped = read_prunings(connection)
+    assert sum(done.dropped.values()) == sum(one.rows for one in dropped) > 0
+    assert done.dropped_at == max(one.dropped_at for one in dropped if one.dropped_at)
+    assert {relation: (counts.ahead, counts.due) for relation, counts in weeks.items()} == dict.fromkeys(
+        RELATIONS, (8, 0)
+    )
 
 
 def test_what_was_sealed_and_dropped_was_not_tampered_with(forgotten: Database) -> None:

@@ -62,7 +62,10 @@ class Service:
             servers.database_url, max_connections=1, wait_seconds=3.0, options=_SESSION
         )
         self.dagster_database = Database(
-            servers.dagster_database_url, max_connections=1, wait_seconds=1.0, options=_SESSION
+            servers.dagster_database_url,
+            max_connections=1,
+            wait_seconds=1.0,
+            options=f"{_SESSION} -c default_transaction_read_only=on",
         )
         self.snapshots = SnapshotCache(servers.redis_url)
         self.states = States(self.database, self.snapshots, self.configuration, knobs.states_in_memory)

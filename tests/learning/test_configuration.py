@@ -17,7 +17,7 @@ from somabrain_dagster.learning.configuration import (
     InvalidConfiguration,
     LearningConfiguration,
 )
-from somabrain_dagster.learning.weights import NAMES, POSITION, WEIGHTS
+from somabrain_dagster.learning.weights import NAMES, POSITION, WEIGHTS, from_names
 
 pytestmark = pytest.mark.learning
 
@@ -104,6 +104,14 @@ def test_the_arrays_cannot_be_written() -> None:
         DEFAULT.start_nanos[0] = 1
     with pytest.raises(ValueError, match="read-only"):
         DEFAULT.scalar_gains[0] = 1
+
+
+def test_a_weight_is_at_its_lower_bound_at_its_upper_or_between() -> None:
+    own = DEFAULT.overridden({"low": {"nu": 0.05}, "high": {"nu": 0.05}})
+    weights = {**own.start, "alpha": own.low["alpha"], "gamma": own.high["gamma"]}
+    places = dict(zip(NAMES, own.at_bounds(from_names(weights)).tolist(), strict=True))
+    assert {name: place for name, place in places.items() if place} == {"alpha": -1, "gamma": 1}
+    assert places["nu"] == 0, "what is fixed is at no bound"
 
 
 def test_a_configuration_travels_between_processes() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import ttest_ind
 
 from somabrain_dagster.learning.configuration import GuardConfiguration, LearningConfiguration
-from somabrain_dagster.learning.guard import Micros, first_trip, remembered, to_micros
+from somabrain_dagster.learning.guard import Micros, fall, first_trip, remembered, to_micros
 
 pytestmark = pytest.mark.learning
 
@@ -110,6 +110,24 @@ def test_what_is_remembered_is_what_the_next_decision_needs(
     kept = remembered(NONE, history, guard)
     assert len(kept) == min(len(first), guard.window - 1)
     assert first_trip(kept, rewards, guard) == first_trip(history, rewards, guard)
+
+
+@given(reward_streams)
+def test_the_fall_is_welchs_statistic(stream: list[float]) -> None:
+    guard = GuardConfiguration(recent=4, before=12)
+    fallen = fall(remembered(NONE, to_micros(stream), guard), guard)
+    kept = np.array(stream[-(guard.window - 1) :])
+    before, recent = kept[:-4], kept[-4:]
+    if len(before) < 4:
+        assert fallen is None
+        return
+    assert fallen is not None
+    spread = recent.var() + before.var()
+    if spread > 1e-12:
+        assert fallen == pytest.approx(ttest_ind(before, recent, equal_var=False).statistic)
+    else:
+        assert fallen in (0.0, math.inf, -math.inf)
+        assert np.sign(fallen) == np.sign(round(before.mean() - recent.mean(), 9))
 
 
 def test_the_longest_windows_stay_exact() -> None:

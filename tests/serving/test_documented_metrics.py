@@ -31,7 +31,7 @@ from tests.serving.running import Running, free_port, running
 from tests.trials import new_life
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "METRICS.md"
-ROW = re.compile(r"^\| `(somabrain_\w+)` \| (\w+) \| ([^|]*) \|", re.MULTILINE)
+ROW = re.compile(r"^\| `(somabrain_\w+)` \| (\w+) \|([^|]*)\|", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,9 @@ def use(service: Running, database: Database) -> None:
         said = {"tenant_id": tenant, "session_id": "s", "utility": 0.5}
         assert operator.post("/context/feedback", json=said).status_code == 200
         assert operator.post("/context/feedback", json=said | {"recall_id": 10**9}).status_code == 404
-        question = {"tenant_id": tenant, "query": "how are you?", "k": 3, "session_id": "s"}
+        question = {"tenant_id": tenant, "text": "how are you?", "k": 3, "session_id": "s"}
         assert operator.post("/memory/recall", json=question).status_code == 200
-        assert operator.post("/memory/admin/rebuild-ann", json={}).status_code == 202
+        assert operator.post("/memory/admin/rebuild-ann").status_code == 202
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +104,11 @@ def lived(
         with database.as_operator() as connection:
             record_kafka_health(connection, kafka_health(KafkaSettings(bootstrap=kafka)).counts)
 
-        instance = stack.enter_context(opened_instance(settings, servers))
-        chain = Chain(instance, settings, database)
-        assert not chain.run({}, job="backup_drill").success, "there is no backup to prove"
+        chain = Chain(stack.enter_context(opened_instance(settings, servers)), settings, database)
+        assert chain.materialise("adaptation_state").success
+        refused = chain.materialise("restore_drill")
+        assert not refused.success, "there is no backup to prove"
+        chain.tell_of(refused)
         environment = {
             **os.environ,
             **prepare(settings, servers),
@@ -122,7 +124,8 @@ def lived(
             running(database, f"{valkey.url}/11", home / "service.log", variables=variables)
         )
         use(service, database)
-        wait_until(lambda: documented().keys() <= families(scrape(service)).keys(), seconds=60)
+        wait_until(lambda: "somabrain_dagster_last_tick_failed" in families(scrape(service)))
+        wait_until(lambda: "somabrain_ann_rebuild_total" in families(scrape(service)))
         yield service
 
 
