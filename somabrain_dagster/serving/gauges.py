@@ -107,7 +107,7 @@ class Gauges(Collector):
         took = time.perf_counter() - began
         self._named(tenant.tenant_id for tenant in tenants)
         yield _one("somabrain_postgres_up", "Whether Postgres answered the scrape.", 1)
-        yield _one("somabrain_postgres_scrape_seconds", "Its answers took.", took)
+        yield _one("somabrain_postgres_scrape_seconds", "How long the answers of Postgres took.", took)
         yield _one("somabrain_tenants", "Tenants there are.", len(tenants) + others.tenants)
         yield from _of_tenants(service, [*tenants, others] if others.tenants else tenants)
         yield from _of_named(service, tenants)
@@ -192,10 +192,10 @@ def _of_tenants(service: "Service", tenants: list[TenantGauges]) -> Iterator[Met
     )
     yield each(
         "learning_rate",
-        "Of a feedback that meets the present levels.",
+        "The learning rate of a feedback that meets the present levels.",
         (service.states.learning_rate(tenant.configuration, tenant.levels) for tenant in tenants),
     )
-    yield each("weights_version", "Of the weights.", (tenant.version for tenant in tenants))
+    yield each("weights_version", "The version of the weights.", (tenant.version for tenant in tenants))
     yield each("reward_mean", "The running mean of rewards.", (tenant.reward_mean for tenant in tenants))
     yield each(
         "reward_variance", "The running variance of rewards.", (tenant.reward_variance for tenant in tenants)
@@ -207,7 +207,7 @@ def _of_tenants(service: "Service", tenants: list[TenantGauges]) -> Iterator[Met
     )
     yield each(
         "diversity",
-        "Of what was recalled last, the share that repeats nothing.",
+        "The share of the memories recalled last that repeats none.",
         (tenant.diversity for tenant in tenants),
     )
 
@@ -217,7 +217,7 @@ def _of_named(service: "Service", tenants: list[TenantGauges]) -> Iterator[Metri
     configurations = [service.states.configuration(tenant.configuration) for tenant in tenants]
     yield _gauge(
         "somabrain_weight_at_bound",
-        "1 at the upper bound, -1 at the lower one, 0 between.",
+        "Whether a weight is at its upper bound (1), its lower one (-1) or between (0).",
         ["tenant_id", "weight"],
         (
             ((tenant.tenant_id, name), value)
@@ -227,7 +227,7 @@ def _of_named(service: "Service", tenants: list[TenantGauges]) -> Iterator[Metri
     )
     yield _gauge(
         "somabrain_reward_fall_standard_errors",
-        "How far the last rewards are below those before them.",
+        "By how many standard errors the last rewards are below those before them.",
         ["tenant_id"],
         (
             ((tenant.tenant_id,), fall(tenant.recent_rewards, configuration.guard))
@@ -312,15 +312,17 @@ def _of_experiments(trials: list[ExperimentGauges]) -> Iterator[Metric]:
     )
     yield _gauge(
         "somabrain_experiment_size",
-        "Sessions that each arm takes.",
+        "Sessions that each arm of an experiment takes.",
         ["experiment_id"],
         (((one.experiment_id,), one.size) for one in trials),
     )
-    yield of_arms("sessions", "Sessions of an arm.", (arm.sessions for _, _, arm in arms))
-    yield of_arms("reward_mean", "The mean of its sessions' means.", (arm.mean for _, _, arm in arms))
-    yield of_arms("effect", "Cohen's d against the control.", (arm.effect for _, _, arm in arms))
-    yield of_arms("p_value", "By Holm's method over the arms.", (arm.p for _, _, arm in arms))
-    yield of_arms("promotable", "Whether every gate let it pass.", (arm.promotable for _, _, arm in arms))
+    yield of_arms("sessions", "Sessions of an arm of an experiment.", (arm.sessions for _, _, arm in arms))
+    yield of_arms(
+        "reward_mean", "The mean of the mean rewards of an arm's sessions.", (arm.mean for _, _, arm in arms)
+    )
+    yield of_arms("effect", "Cohen's d of an arm against the control.", (arm.effect for _, _, arm in arms))
+    yield of_arms("p_value", "The p of an arm by Holm's method over the arms.", (arm.p for _, _, arm in arms))
+    yield of_arms("promotable", "Whether every gate let an arm pass.", (arm.promotable for _, _, arm in arms))
 
 
 def _of_logs(logs: LogGauges) -> Iterator[Metric]:
@@ -331,9 +333,15 @@ def _of_logs(logs: LogGauges) -> Iterator[Metric]:
         return _gauge(f"somabrain_log_lag_{name}", text, ["consumer"], samples)
 
     lags = logs.lags.values()
-    yield each("tenants", "Tenants whose log goes on beyond their mark.", (lag.tenants for lag in lags))
-    yield each("events", "Feedback beyond the marks.", (lag.events for lag in lags))
-    yield each("seconds", "The oldest change beyond the marks has waited for.", (lag.seconds for lag in lags))
+    yield each(
+        "tenants", "Tenants whose log goes on beyond a consumer's mark.", (lag.tenants for lag in lags)
+    )
+    yield each("events", "Feedback events beyond a consumer's marks.", (lag.events for lag in lags))
+    yield each(
+        "seconds",
+        "How long the oldest change beyond a consumer's marks has waited.",
+        (lag.seconds for lag in lags),
+    )
 
 
 def _of_corpora(corpora: list[CorpusCounts]) -> Iterator[Metric]:
@@ -344,11 +352,11 @@ def _of_corpora(corpora: list[CorpusCounts]) -> Iterator[Metric]:
     yield each(
         "exports", "Builds of training corpora that a tenant gave to.", (one.exports for one in corpora)
     )
-    yield each("examples", "Examples that they hold of it.", (one.examples for one in corpora))
-    yield each("tokens", "Tokens of those examples.", (one.tokens for one in corpora))
+    yield each("examples", "Examples of a tenant that corpora hold.", (one.examples for one in corpora))
+    yield each("tokens", "Tokens of a tenant's examples.", (one.tokens for one in corpora))
     yield _counter(
         "somabrain_corpus_rejects",
-        "Examples that were left out of them, by stage.",
+        "Examples that were left out of corpora, by stage.",
         ["tenant_id", "stage"],
         (((one.tenant_id, stage), count) for one in corpora for stage, count in one.rejected.items()),
     )
@@ -368,18 +376,34 @@ def _of_operations(done: OperationsGauges) -> Iterator[Metric]:
         _by({"proven": done.drills_proven, "refuted": done.drills_refuted}),
     )
     for name, text, value in (
-        ("promoted_version", "Of the weights that are promoted to all.", done.promoted_version),
-        ("promotion_last_timestamp_seconds", "The last promotion or undoing.", _time(done.promoted_at)),
-        ("proof_last_timestamp_seconds", "The last verification of the log.", _time(done.proven_at)),
-        ("audit_seal_last_timestamp_seconds", "The last seal of all chains.", _time(done.sealed_at)),
+        ("promoted_version", "The version of the weights that are promoted to all.", done.promoted_version),
+        (
+            "promotion_last_timestamp_seconds",
+            "When weights were last promoted, or a promotion undone.",
+            _time(done.promoted_at),
+        ),
+        ("proof_last_timestamp_seconds", "When the whole log was last verified.", _time(done.proven_at)),
+        (
+            "audit_seal_last_timestamp_seconds",
+            "When the heads of all chains were last sealed.",
+            _time(done.sealed_at),
+        ),
         ("backups", "Backups that were made.", done.backups),
-        ("backup_last_timestamp_seconds", "When the last one began.", _time(done.backup_at)),
-        ("backup_last_duration_seconds", "That it took.", done.backup_seconds),
-        ("backup_last_size_bytes", "That it has.", done.backup_bytes),
-        ("backup_last_changes", "Changes of weights that it holds.", done.backup_changes),
-        ("restore_drill_last_timestamp_seconds", "The last restore drill.", _time(done.drilled_at)),
-        ("restore_proven_timestamp_seconds", "A backup was last proven.", _time(done.restore_proven_at)),
-        ("restore_proven_backup_timestamp_seconds", "That one began.", _time(done.proven_backup_at)),
+        ("backup_last_timestamp_seconds", "When the last backup began.", _time(done.backup_at)),
+        ("backup_last_duration_seconds", "How long the last backup took.", done.backup_seconds),
+        ("backup_last_size_bytes", "The size of the last backup.", done.backup_bytes),
+        ("backup_last_changes", "Changes of weights that the last backup holds.", done.backup_changes),
+        ("restore_drill_last_timestamp_seconds", "When the last restore drill was.", _time(done.drilled_at)),
+        (
+            "restore_proven_timestamp_seconds",
+            "When a drill last proved a backup.",
+            _time(done.restore_proven_at),
+        ),
+        (
+            "restore_proven_backup_timestamp_seconds",
+            "When the backup began that a drill last proved.",
+            _time(done.proven_backup_at),
+        ),
     ):
         yield _one(f"somabrain_{name}", text, value)
 
@@ -387,13 +411,13 @@ def _of_operations(done: OperationsGauges) -> Iterator[Metric]:
 def _of_retention(done: OperationsGauges, partitions: Mapping[Relation, PartitionCounts]) -> Iterator[Metric]:
     yield _counter(
         "somabrain_retention_rows_dropped",
-        "Rows that were sealed and dropped.",
+        "Rows that retention sealed and dropped.",
         ["relation"],
         _by(done.dropped, RELATIONS),
     )
     yield _one(
         "somabrain_retention_last_drop_timestamp_seconds",
-        "A partition was last dropped.",
+        "When retention last dropped a partition.",
         _time(done.dropped_at),
     )
     yield _gauge(
@@ -421,13 +445,15 @@ def _of_relay(relay: _Relay) -> Iterator[Metric]:
     )
     yield _gauge(
         "somabrain_relay_oldest_unpublished_seconds",
-        "The age of the oldest of them.",
+        "The age of the oldest row that Kafka has not acknowledged, by log.",
         ["log"],
         (((each.log,), each.oldest_seconds) for each in relay.unpublished),
     )
     checked_at = None if relay.health is None else relay.health[0]
     yield _one(
-        "somabrain_kafka_checked_timestamp_seconds", "A relay last asked the cluster.", _time(checked_at)
+        "somabrain_kafka_checked_timestamp_seconds",
+        "When a relay last asked Kafka how it fares.",
+        _time(checked_at),
     )
     if relay.health is None:
         return
@@ -440,12 +466,16 @@ def _of_relay(relay: _Relay) -> Iterator[Metric]:
     )
     yield _gauge(
         "somabrain_kafka_brokers",
-        "Brokers.",
+        "Brokers of Kafka.",
         ["state"],
         _by({"answering": counts.answering, "silent": counts.silent}),
     )
-    yield _one("somabrain_kafka_voters", "Controllers that vote.", counts.voters)
-    yield _one("somabrain_kafka_voters_current", "Those that follow the leader.", counts.current_voters)
+    yield _one("somabrain_kafka_voters", "Controllers of Kafka that vote.", counts.voters)
+    yield _one(
+        "somabrain_kafka_voters_current",
+        "Voting controllers of Kafka that follow the leader.",
+        counts.current_voters,
+    )
     yield _gauge(
         "somabrain_kafka_partitions",
         "Partitions of the relay's topics that are not as they should be.",
@@ -466,29 +496,37 @@ def _of_dagster(known: DagsterGauges | None) -> Iterator[Metric]:
         return
     yield _gauge(
         "somabrain_dagster_daemon_heartbeat_timestamp_seconds",
-        "A part of the daemon last said that it is there.",
+        "When a part of Dagster's daemon last said that it is there.",
         ["daemon"],
         (((daemon,), at) for daemon, at in known.heartbeats),
     )
     yield _gauge(
         "somabrain_dagster_last_tick_timestamp_seconds",
-        "A sensor last looked, or a schedule last was due.",
+        "When a sensor last looked, or a schedule was last due.",
         ["instigator", "kind"],
         (((one.name, one.kind), one.ticked_at) for one in known.instigators),
     )
     yield _gauge(
         "somabrain_dagster_last_tick_failed",
-        "Whether that tick failed.",
+        "Whether the last tick of a sensor or schedule failed.",
         ["instigator", "kind"],
         (((one.name, one.kind), one.failed) for one in known.instigators),
     )
     for name, text, values in (
-        ("runs_unfinished", "Runs that wait or work.", [one.unfinished for one in known.jobs]),
-        ("last_run_failed", "Whether the last run that ended failed.", [one.failed for one in known.jobs]),
-        ("last_run_duration_seconds", "That it worked.", [one.seconds for one in known.jobs]),
+        ("runs_unfinished", "Runs of a job that wait or work.", [one.unfinished for one in known.jobs]),
+        (
+            "last_run_failed",
+            "Whether the last run of a job that ended failed.",
+            [one.failed for one in known.jobs],
+        ),
+        (
+            "last_run_duration_seconds",
+            "How long the last run of a job that ended worked.",
+            [one.seconds for one in known.jobs],
+        ),
         (
             "last_success_timestamp_seconds",
-            "A run last succeeded.",
+            "When a run of a job last succeeded.",
             [one.succeeded_at for one in known.jobs],
         ),
     ):

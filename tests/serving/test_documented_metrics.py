@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,8 +21,10 @@ from somabrain_dagster.operations.kafka import kafka_health
 from somabrain_dagster.operations.servers import Servers
 from somabrain_dagster.settings import KafkaSettings, Settings
 from somabrain_dagster.store.corpora import set_learning_loop
+from somabrain_dagster.store.daily import aggregate
 from somabrain_dagster.store.database import Database
 from somabrain_dagster.store.kafka_health import record_kafka_health
+from somabrain_dagster.store.verification import CLAIMS
 from tests.chain import Chain, daemon, opened_instance, settings_for, wait_until
 from tests.conftest import new_database
 from tests.reenacted import Reenactment
@@ -104,7 +107,22 @@ def lived(
         with database.as_operator() as connection:
             record_kafka_health(connection, kafka_health(KafkaSettings(bootstrap=kafka)).counts)
 
+        variables = QUICK | {
+            "SOMABRAIN_DAGSTER_DATABASE_URL": servers.dagster_database_url,
+            "SOMABRAIN_KAFKA_BOOTSTRAP": kafka,
+            "SOMABRAIN_HNSW_THRESHOLD": "100",
+        }
+        service = stack.enter_context(
+            running(database, f"{valkey.url}/11", home / "service.log", variables=variables)
+        )
+        use(service, database)
+
         chain = Chain(stack.enter_context(opened_instance(settings, servers)), settings, database)
+        first, last = chain.unseen_days()
+        assert first is not None
+        assert last is not None
+        with database.as_operator() as connection:
+            aggregate(connection, first, last, first)
         assert chain.materialise("adaptation_state").success
         refused = chain.materialise("restore_drill")
         assert not refused.success, "there is no backup to prove"
@@ -115,15 +133,6 @@ def lived(
             "SOMABRAIN_SENSOR_INTERVAL_SECONDS": "1",
         }
         stack.enter_context(daemon(environment, workspace(settings), home / "daemon.log"))
-        variables = QUICK | {
-            "SOMABRAIN_DAGSTER_DATABASE_URL": servers.dagster_database_url,
-            "SOMABRAIN_KAFKA_BOOTSTRAP": kafka,
-            "SOMABRAIN_HNSW_THRESHOLD": "100",
-        }
-        service = stack.enter_context(
-            running(database, f"{valkey.url}/11", home / "service.log", variables=variables)
-        )
-        use(service, database)
         wait_until(lambda: "somabrain_dagster_last_tick_failed" in families(scrape(service)))
         wait_until(lambda: "somabrain_ann_rebuild_total" in families(scrape(service)))
         yield service
@@ -139,6 +148,33 @@ def agree_and_export(database: Database, settings: Settings) -> None:
 
 def test_every_documented_metric_is_there_and_every_other_is_documented(lived: Running) -> None:
     assert families(scrape(lived)) == documented()
+
+
+def test_what_happened_is_what_is_told(lived: Running) -> None:
+    lines = scrape(lived).splitlines()
+    told = {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if line[0] != "#"}
+    arm = 'arm="warm",experiment_id="warmer"'
+    assert told['somabrain_experiment_status{experiment_id="warmer",status="completed"}'] == 1
+    assert (
+        told[f"somabrain_experiment_sessions{{{arm}}}"]
+        == told['somabrain_experiment_size{experiment_id="warmer"}']
+    )
+    assert told[f"somabrain_experiment_effect{{{arm}}}"] > 0.3
+    assert told[f"somabrain_experiment_promotable{{{arm}}}"] == 1
+    assert told['somabrain_dagster_run_failures_total{job="__ASSET_JOB"}'] == 1
+    assert told['somabrain_dagster_last_run_failed{job="__ASSET_JOB"}'] == 1
+    assert told['somabrain_kafka_state{state="stopped"}'] == 1
+    assert told["somabrain_relay_running"] == 0
+    findings = [value for name, value in told.items() if name.startswith("somabrain_proof_findings")]
+    assert findings == [0.0] * len(CLAIMS)
+    now = time.time()
+    for ended in (
+        "somabrain_proof_last_timestamp_seconds",
+        'somabrain_dagster_last_success_timestamp_seconds{job="__ASSET_JOB"}',
+        'somabrain_dagster_daemon_heartbeat_timestamp_seconds{daemon="SENSOR"}',
+        'somabrain_dagster_last_tick_timestamp_seconds{instigator="feedback_landed",kind="sensor"}',
+    ):
+        assert 0 <= now - told[ended] < 300, ended
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
