@@ -133,7 +133,7 @@ def lived(
             "SOMABRAIN_SENSOR_INTERVAL_SECONDS": "1",
         }
         stack.enter_context(daemon(environment, workspace(settings), home / "daemon.log"))
-        wait_until(lambda: "somabrain_dagster_last_tick_failed" in families(scrape(service)))
+        wait_until(lambda: 'instigator="feedback_landed"' in scrape(service))
         wait_until(lambda: "somabrain_ann_rebuild_total" in families(scrape(service)))
         yield service
 
