@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+from somabrain_dagster.learning.gates import number_from_json
 from somabrain_dagster.store.database import Connection
 from somabrain_dagster.store.experiments import (
     list_experiments,
@@ -130,11 +131,12 @@ def read_experiment_gauges(connection: Connection, most: int) -> list[Experiment
         for arm in (one.name for one in experiment.plan.arms):
             count, mean = outcomes.get(arm, (0, None))
             finding = found.get(arm, {})
+            comparison = finding.get("comparison")
             arms[arm] = ArmGauges(
                 sessions=count,
                 mean=mean if count else None,
                 p=finding.get("p"),
-                effect=(finding.get("comparison") or {}).get("d"),
+                effect=None if comparison is None else number_from_json(comparison["d"]),
                 promotable=finding.get("promotable"),
             )
         gauges.append(
