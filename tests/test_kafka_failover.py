@@ -108,7 +108,8 @@ class Phase:
         exit_code: of `somabrain kafka health`.
         acknowledged: feedback that landed meanwhile.
         published: rows that Kafka acknowledged meanwhile.
-        waiting: what /metrics tells of at the end.
+        waiting: rows that /metrics tells of as unpublished at the end.
+        brokers: that it tells of, by whether they answer.
     """
 
     nodes: list[int]
@@ -117,6 +118,7 @@ class Phase:
     acknowledged: int
     published: int
     waiting: int
+    brokers: dict[str, int]
 
 
 @dataclass
@@ -156,13 +158,12 @@ class Stage:
             ).fetchall()
         return int(rows)
 
-    def told(self) -> int:
-        """What /metrics tells of as unpublished."""
+    def told(self, metric: str) -> dict[str, int]:
+        """What /metrics tells of, by the metric's one label."""
         with self._service.client(self._service.operator) as client:
-            lines = client.get("/metrics").text.splitlines()
-        return sum(
-            int(float(line.split()[1])) for line in lines if line.startswith("somabrain_relay_unpublished{")
-        )
+            text = client.get("/metrics").text
+        samples = re.findall(rf'^{metric}\{{\w+="([^"]*)"\}} (\S+)$', text, re.MULTILINE)
+        return {label: int(float(value)) for label, value in samples}
 
     def phase(
         self,
@@ -187,6 +188,7 @@ class Stage:
         until(lambda: kafka_health(self.kafka).state == state, 60)
         until(lambda: len(load.acknowledged) >= acknowledged + events, 60)
         until(until_when, 60)
+        until(lambda: self.told("somabrain_kafka_state").get(state) == 1, 60)
         code = subprocess.run(
             somabrain("kafka", "health"), env=self._environment, capture_output=True
         ).returncode
@@ -196,7 +198,8 @@ class Stage:
             exit_code=code,
             acknowledged=len(load.acknowledged) - acknowledged,
             published=self.published() - published,
-            waiting=self.told(),
+            waiting=sum(self.told("somabrain_relay_unpublished").values()),
+            brokers=self.told("somabrain_kafka_brokers"),
         )
 
 
@@ -419,6 +422,12 @@ def test_health_tells_each_state(story: Story) -> None:
         "two nodes": ("at risk", 1),
         "one node": ("stopped", 1),
         "three nodes again": ("healthy", 0),
+    }
+    assert {name: phase.brokers for name, phase in story.phases.items()} == {
+        "three nodes": {"answering": 3, "silent": 0},
+        "two nodes": {"answering": 2, "silent": 1},
+        "one node": {"answering": 1, "silent": 2},
+        "three nodes again": {"answering": 3, "silent": 0},
     }
     two, one = story.phases["two nodes"].health, story.phases["one node"].health
     assert (two.answering, two.silent, two.current) == ((2, 3), (1,), (2, 3))
