@@ -43,8 +43,9 @@ from somabrain_dagster.store.row_digests import digests_at
 
 REPORT = Path("reports/drill.json")
 CONFIGURATION = LearningConfiguration()
-CHANGED_BY_RESTORES = {"brain", "audit_events", "restore_drills"}
-"""A restore writes its epoch and its audit event; all other tables must be the same."""
+WRITTEN_SINCE = {"backups", "brain", "audit_events", "restore_drills"}
+"""A backup is written down once it is whole, a restore writes its epoch and its audit event; all other tables
+must be the same."""
 
 
 @dataclass
@@ -138,7 +139,7 @@ def at_rest(settings: Settings, elsewhere: Path) -> dict[str, Any]:
     return {
         "tables": len(here),
         "rows": sum(each.rows for each in here),
-        "different_tables": [table for table in different if table not in CHANGED_BY_RESTORES],
+        "different_tables": [table for table in different if table not in WRITTEN_SINCE],
         "digest": hashlib.sha256(msgspec.json.encode(here)).hexdigest(),
     }
 
