@@ -91,10 +91,28 @@ kafka-failover: install ## Kill Kafka's nodes while feedback lands: is anything 
 drill: install ## Back up under load, wipe, restore, verify; refuse what is damaged. A minute.
 	@$(BIN)/python scripts/drill.py
 
+dashboards: install ## Write the dashboards of Grafana from scripts/dashboards.
+	@$(BIN)/python -m scripts.dashboards
+
+observability: install ## Check every metric, rule and panel against a live stack with a real Prometheus; some minutes.
+	@$(BIN)/python -m scripts.observability
+
+false-alarms: install ## Count the alarms that a history of real ratings would have raised; a minute or two.
+	@$(BIN)/python -m scripts.false_alarms
+
 corpus: install ## Build, verify, rebuild and train on a corpus of real conversations; some minutes.
 	@$(BIN)/python scripts/prove_corpus.py
 
-bench-corpus: install ## Build a corpus of many megabytes, beside the plain loop over its lines.
+bench-dashboards: install ## Write the dashboards of Grafana from scripts/dashboards.
+	@$(BIN)/python -m scripts.dashboards
+
+observability: install ## Check every metric, rule and panel against a live stack with a real Prometheus; some minutes.
+	@$(BIN)/python -m scripts.observability
+
+false-alarms: install ## Count the alarms that a history of real ratings would have raised; a minute or two.
+	@$(BIN)/python -m scripts.false_alarms
+
+corpus: install ## Build a corpus of many megabytes, beside the plain loop over its lines.
 	@$(BIN)/python -m benchmarks.corpus
 
 first-light: install ## Copy the working tree to an empty directory; there, demo twice and replay.

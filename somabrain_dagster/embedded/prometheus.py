@@ -236,6 +236,7 @@ def _configuration(
     scrape: dict[str, Any] = {
         "job_name": JOB,
         "scheme": url.scheme,
+        "honor_labels": True,  # Dagster's jobs are under `job`, too
         "static_configs": [{"targets": [url.netloc.decode()]}],
     }
     if key is not None:
