@@ -140,6 +140,14 @@ def test_a_metric_keeps_its_own_label_job() -> None:
     assert ours["honor_labels"] is True
 
 
+def test_grafana_knows_how_often_prometheus_looks() -> None:
+    told = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
+    (ours,) = [scrape for scrape in told["scrape_configs"] if scrape["job_name"] == "somabrain"]
+    provisioning = ROOT / "deploy" / "grafana" / "provisioning" / "datasources" / "prometheus.yml"
+    (source,) = yaml.safe_load(provisioning.read_text())["datasources"]
+    assert source["jsonData"]["timeInterval"] == ours["scrape_interval"]
+
+
 def test_what_is_no_query_is_refused() -> None:
     with pytest.raises(ValueError, match="unclosed"):
         selected("sum by (")
