@@ -2,7 +2,7 @@
 
 `sh` blocks are the shell's, `python` blocks are run by Python, `sql` blocks by `somabrain psql`. A line that
 begins with `make` is left out: targets take minutes, and that they exist is checked apart. A block whose
-first line begins with `# not run here:` is left out too, and says why to a reader.
+first line begins with `# not run by the tests:` is left out too, and says why to a reader.
 """
 
 import re
@@ -20,7 +20,7 @@ ADDRESS = "http://127.0.0.1:8400"
 
 FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LANGUAGES = ("sh", "sql", "python")
-NOT_RUN = "# not run here:"
+NOT_RUN = "# not run by the tests:"
 END = "\036"
 """What the shell prints when a block is done, before its exit code."""
 

@@ -89,6 +89,14 @@ def headings(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in found}
 
 
+def test_every_alert_leads_to_a_section_of_the_runbook() -> None:
+    rules = "".join(file.read_text() for file in (ROOT / "deploy" / "prometheus" / "rules").glob("*.yml"))
+    named, led = re.findall(r"- alert: (\w+)", rules), re.findall(r"runbook_url: (\S+)", rules)
+    assert sorted(led) == sorted(f"docs/ops/LEARNING_RUNBOOK.md#{alert.lower()}" for alert in named)
+    assert {alert.lower() for alert in named} <= headings(ROOT / "docs" / "ops" / "LEARNING_RUNBOOK.md")
+    assert named
+
+
 def test_every_document_can_be_found_from_the_readme() -> None:
     reached, waiting = set(), [ROOT / "README.md"]
     while waiting:
@@ -144,6 +152,7 @@ def stack(reachable_path: Path) -> Iterator[tuple[dict[str, str], dict[str, str]
     "page",
     [
         "README.md",
+        "docs/AUDIT.md",
         "docs/IMPORT.md",
         "docs/DATA_MODEL.md",
         "docs/LEARNING_CHAIN.md",
