@@ -35,7 +35,7 @@ status: install ## Say which servers run.
 test: install ## Run the tests, on real servers, in two processes; not those that are marked slow.
 	@$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
 
-test-slow: install ## The long proofs among the tests, but for Kafka's: the service fuzzed, backups restored; ten minutes.
+test-slow: install ## The long proofs among the tests, but for Kafka's: the service fuzzed, backups restored, documents run, an incident; twenty minutes.
 	@$(BIN)/pytest -m slow --ignore tests/test_kafka.py --ignore tests/test_kafka_failover.py
 
 lint: install ## Check style and format.
@@ -54,6 +54,9 @@ scales: install ## Measure the scales that ship on recorded conversations.
 
 evidence: install ## Does learning recall better? On held-out questions of real conversations; six minutes.
 	@$(BIN)/python scripts/prove_enhancement.py
+
+tuning: install ## What each weight does to real recalls, written into docs/LEARNING_TUNING.md; a minute.
+	@$(BIN)/python scripts/tuning.py --write
 
 calibration: install ## How often each statistical decision errs, on generated truth.
 	@$(BIN)/python -m benchmarks.calibration
@@ -114,6 +117,9 @@ false-alarms: install ## Count the alarms that a history of real ratings would h
 
 corpus: install ## Build a corpus of many megabytes, beside the plain loop over its lines.
 	@$(BIN)/python -m benchmarks.corpus
+
+incident: install ## Adversarial feedback until an alert fires; the runbook finds it and brings the tenant back; seven minutes.
+	@$(BIN)/python scripts/incident.py
 
 first-light: install ## Copy the working tree to an empty directory; there, demo twice and replay.
 	@$(BIN)/python scripts/first_light.py

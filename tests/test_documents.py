@@ -10,10 +10,12 @@ import pytest
 from psycopg import sql
 
 from scripts.documents import ADDRESS, ROOT, blocks, pages, run, script, shell_lines
+from somabrain_dagster.client import SomaBrain
 from somabrain_dagster.operations import servers
-from somabrain_dagster.operations.chitchat import import_chitchat
 from somabrain_dagster.settings import Settings
+from somabrain_dagster.store.adaptation import create_tenants
 from somabrain_dagster.store.database import Database
+from somabrain_dagster.store.keys import create_key
 from somabrain_dagster.traffic import service_beside
 from tests.brain import CONFIGURATION
 from tests.corpus.records import conversations, write
@@ -133,14 +135,18 @@ def spoken(tenant: str) -> list[dict[str, str | None]]:
 
 @pytest.fixture(scope="module")
 def stack(reachable_path: Path) -> Iterator[tuple[dict[str, str], dict[str, str]]]:
-    """Embedded servers and the service, with two people's conversations: an environment, and its address."""
+    """Embedded servers and the service, with a tenant who said something: an environment, and its address."""
     settings = Settings(home=reachable_path / "documents")
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SOMABRAIN_")}
     running = servers.start(settings)
     try:
-        with Database(running.database_url) as database:
-            import_chitchat(database, CONFIGURATION, 2)
+        with Database(running.database_url) as database, database.as_operator() as connection:
+            create_tenants(connection, ["acme"], CONFIGURATION)
+            key = create_key(connection, "acme", "tenant", "tests")
         with service_beside(settings, running) as url:
+            with SomaBrain(url, key) as brain:
+                for utility in (0.5, 0.8, -0.2):
+                    brain.feedback(session_id="first", utility=utility)
             yield {**kept, "SOMABRAIN_HOME": str(settings.home)}, {ADDRESS: url}
     finally:
         servers.stop(settings)
