@@ -272,7 +272,7 @@ def _acts(
             "the alert fired": fired,
             "every step of the runbook went through": all(step.code == 0 for step in steps),
             "it named the adversary": f"the source is {ADVERSARY}" in outputs,
-            "the tenant has the weights again that it had before, to the nano-unit": all(
+            "it has the weights of before again, to the nano-unit (τ apart, which recalls steer)": all(
                 restored.nanos[place] == honest.nanos[place] for place in but_tau
             ),
             "they had been other ones": any(misled.nanos[place] != honest.nanos[place] for place in but_tau),
