@@ -323,8 +323,7 @@ def transcript(incident: Incident) -> str:
             "# An incident, played",
             "",
             INTRODUCTION,
-            f"Played {datetime.now(UTC):%Y-%m-%d %H:%M} UTC, at commit {provenance.commit()}, "
-            f"with the tenant `{incident.tenant_id}`.",
+            f"Played {datetime.now(UTC):%Y-%m-%d %H:%M} UTC, with the tenant `{incident.tenant_id}`.",
             "",
             "| after | |",
             "|---|---|",
