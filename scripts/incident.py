@@ -62,7 +62,7 @@ INTRODUCTION = """\
 learns from honest feedback on its real recalls. Then somebody with a key of its own rates every recall −1
 and blames the memory that was the right one. The service, Postgres, Valkey and Prometheus with the rules
 that ship are real; no duration of a rule was changed; Prometheus looks every second, in place of every
-fifteen. What is run are the blocks of [the runbook](LEARNING_RUNBOOK.md) as they stand there, with the
+four. What is run are the blocks of [the runbook](LEARNING_RUNBOOK.md) as they stand there, with the
 tenant of the alert in place of `acme` and the address of this service. The tenant has fewer than the 120
 rewards that the guard needs before it rolls back by itself.
 """
