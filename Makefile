@@ -35,7 +35,7 @@ status: install ## Say which servers run.
 test: install ## Run the tests, on real servers, in two processes; not those that are marked slow.
 	@$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
 
-test-slow: install ## The long proofs among the tests, but for Kafka's: the service fuzzed, backups restored; ten minutes.
+test-slow: install ## The long proofs among the tests, but for Kafka's: the service fuzzed, backups restored, pages run, an incident; twenty minutes.
 	@$(BIN)/pytest -m slow --ignore tests/test_kafka.py --ignore tests/test_kafka_failover.py
 
 lint: install ## Check style and format.
@@ -54,6 +54,9 @@ scales: install ## Measure the scales that ship on recorded conversations.
 
 evidence: install ## Does learning recall better? On held-out questions of real conversations; six minutes.
 	@$(BIN)/python scripts/prove_enhancement.py
+
+tuning: install ## What each weight does to real recalls, written into docs/LEARNING_TUNING.md; a minute.
+	@$(BIN)/python scripts/tuning.py --write
 
 calibration: install ## How often each statistical decision errs, on generated truth.
 	@$(BIN)/python -m benchmarks.calibration
@@ -91,11 +94,23 @@ kafka-failover: install ## Kill Kafka's nodes while feedback lands: is anything 
 drill: install ## Back up under load, wipe, restore, verify; refuse what is damaged. A minute.
 	@$(BIN)/python scripts/drill.py
 
+dashboards: install ## Write the dashboards of Grafana from scripts/dashboards.
+	@$(BIN)/python -m scripts.dashboards
+
+observability: install ## Check every metric, rule and panel against a live stack with a real Prometheus; some minutes.
+	@$(BIN)/python -m scripts.observability
+
+false-alarms: install ## Count the alarms that a history of real ratings would have raised; a minute or two.
+	@$(BIN)/python -m scripts.false_alarms
+
 corpus: install ## Build, verify, rebuild and train on a corpus of real conversations; some minutes.
 	@$(BIN)/python scripts/prove_corpus.py
 
 bench-corpus: install ## Build a corpus of many megabytes, beside the plain loop over its lines.
 	@$(BIN)/python -m benchmarks.corpus
+
+incident: install ## Adversarial feedback until an alert fires; the runbook finds it and brings the tenant back; seven minutes.
+	@$(BIN)/python scripts/incident.py
 
 first-light: install ## Copy the working tree to an empty directory; there, demo twice and replay.
 	@$(BIN)/python scripts/first_light.py

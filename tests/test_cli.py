@@ -232,3 +232,12 @@ def test_scales_that_cannot_be_changed_say_why(
     assert code == 1
     assert message in output
     assert run(environment, "replay")[0] == 0
+
+
+def test_psql_sees_every_tenant_and_changes_nothing(environment: dict[str, str], tenants: list[str]) -> None:
+    code, output = run(environment, "psql", "-At", "-c", "SELECT tenant_id FROM weights ORDER BY tenant_id")
+    assert (code, output.split()) == (0, tenants)
+    code, output = run(environment, "psql", "-c", "DELETE FROM memories")
+    assert code == 1
+    assert "read-only transaction" in output
+    assert run(environment, "psql", "-At", "-c", "SELECT current_user")[1] == "somabrain_operator\n"

@@ -29,6 +29,7 @@ from dagster_k8s.models import k8s_model_from_dict, k8s_snake_case_dict
 from dagster_webserver.cli import dagster_webserver
 from pydantic_settings import BaseSettings
 
+from scripts.documents import pages, shell_lines
 from somabrain_dagster import __version__
 from somabrain_dagster.cli import main
 from somabrain_dagster.embedded import valkey as embedded_valkey
@@ -229,10 +230,9 @@ def command_lines() -> Iterator[tuple[str, list[str]]]:
 
 
 def documented() -> Iterator[tuple[str, list[str]]]:
-    """The commands of ours in the document, whatever runs them: a shell, a container, a pod."""
-    path = ROOT / "docs" / "DEPLOYMENT_PROD.md"
-    for block in re.findall(r"```sh\n(.*?)```", path.read_text(), re.DOTALL):
-        for line in block.replace("\\\n", " ").splitlines():
+    """The commands of ours in every document, whatever runs them: a shell, a container, a pod."""
+    for path in pages():
+        for line in shell_lines(path.read_text()):
             words = [*shlex.shlex(line, posix=True, punctuation_chars="|>&;()")]
             for place, word in enumerate(words[:-1]):
                 if Path(word).name == "somabrain" and re.match("[a-z]", words[place + 1]):

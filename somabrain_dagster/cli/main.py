@@ -20,12 +20,20 @@ from somabrain_dagster.cli.corpus import corpus, tenant_delete, tenant_learning_
 from somabrain_dagster.cli.kafka import kafka
 from somabrain_dagster.cli.retention import retention
 from somabrain_dagster.cli.trials import canary, experiment, weights
+from somabrain_dagster.embedded import binaries_path
 from somabrain_dagster.learning.features import FEATURES
 from somabrain_dagster.learning.weights import WEIGHTS, to_units
 from somabrain_dagster.memory import indexes
 from somabrain_dagster.memory.embedders import embedder_of
 from somabrain_dagster.memory.exporting import exported_lines
-from somabrain_dagster.operations import chitchat, dagster_home, importing, processes, servers
+from somabrain_dagster.operations import (
+    chitchat,
+    dagster_home,
+    importing,
+    postgres_copy,
+    processes,
+    servers,
+)
 from somabrain_dagster.operations.kafka import required
 from somabrain_dagster.operations.summary import ImportSummary
 from somabrain_dagster.serving.run import serve as serve_http
@@ -33,6 +41,7 @@ from somabrain_dagster.settings import Settings
 from somabrain_dagster.store import changes, keys, schema
 from somabrain_dagster.store.adaptation import create_tenants, read_states
 from somabrain_dagster.store.audit import SYSTEM
+from somabrain_dagster.store.database import OPERATOR_ROLE
 from somabrain_dagster.store.proofs import record_proof
 from somabrain_dagster.store.scales import list_scales
 from somabrain_dagster.store.verification import Verification, verify
@@ -285,6 +294,23 @@ def exec_(program: str, arguments: tuple[str, ...]) -> None:
         fail(f"no program {program!r} beside {beside_this} or on the path")
     environment = {**os.environ, **dagster_home.prepare(settings, servers.start(settings))}
     os.execve(found, [program, *arguments], environment)
+
+
+@main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@explained
+def psql(arguments: tuple[str, ...]) -> None:
+    """Become psql on the brain, as an operator: all tenants are seen, and transactions only read.
+
+    ARGUMENTS are psql's own, such as -c "SELECT count(*) FROM tenants" or -f FILE. The first error ends it.
+    """
+    settings = Settings()
+    place, access = postgres_copy.access(servers.start(settings).database_url)
+    role = f"-c role={OPERATOR_ROLE} -c default_transaction_read_only=on"
+    environment = {**os.environ, **access, "PGOPTIONS": role}
+    options = ["--no-psqlrc", "-v", "ON_ERROR_STOP=1", "-P", "pager=off"]
+    program = binaries_path(settings.postgres_binaries) / "psql"
+    os.execve(program, ["psql", *options, "-d", place, *arguments], environment)
 
 
 @main.group()

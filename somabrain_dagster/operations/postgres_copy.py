@@ -38,7 +38,7 @@ def run(programs: Path, name: str, *options: str | Path, url: str | None = None)
     Raises:
         CopyFailed: it failed.
     """
-    place, environment = _access(url)
+    place, environment = access(url)
     result = subprocess.run(
         [programs / name, *(place if option == "{}" else option for option in options)],
         env=environment,
@@ -74,7 +74,7 @@ def database(programs: Path, url: str, snapshot: str | None) -> Iterator[bytes]:
 @contextmanager
 def received_log(programs: Path, url: str, folder: Path) -> Iterator[None]:
     """Receive the write-ahead log into a folder from now on, in segments, to the end of the block."""
-    place, environment = _access(url)
+    place, environment = access(url)
     with tempfile.TemporaryFile() as told:
         process = subprocess.Popen(
             [programs / "pg_receivewal", "-D", folder, "--no-loop", "--no-password", "-d", place],
@@ -117,7 +117,7 @@ def restore_database(programs: Path, dump: Path, url: str) -> None:
         kept = [line for line in contents.splitlines() if not re.search(r" (COMMENT - )?EXTENSION ", line)]
         chosen.write("\n".join(kept) + "\n")
         chosen.flush()
-        place, environment = _access(url)
+        place, environment = access(url)
         options = ["--no-owner", "--exit-on-error", "--single-transaction", "-L", chosen.name]
         result = subprocess.run(
             [programs / "pg_restore", *options, "-d", place, dump],
@@ -134,7 +134,7 @@ def restore_database(programs: Path, dump: Path, url: str) -> None:
 
 def _output(programs: Path, name: str, url: str, options: Sequence[str]) -> Iterator[bytes]:
     """What a program writes, as it comes; that it fails is an error at the end."""
-    place, environment = _access(url)
+    place, environment = access(url)
     with tempfile.TemporaryFile() as told:
         process = subprocess.Popen(
             [programs / name, *options, "--no-password", "-d", place],
@@ -158,7 +158,7 @@ def _said(descriptor: int) -> str:
     return os.pread(descriptor, CHUNK, 0).decode(errors="replace").strip()
 
 
-def _access(url: str | None) -> tuple[str, dict[str, str]]:
+def access(url: str | None) -> tuple[str, dict[str, str]]:
     """A URL for a command line, where everybody can read it, and the environment with its password."""
     kept = {name: os.environ[name] for name in ["PATH", "LD_LIBRARY_PATH", "HOME"] if name in os.environ}
     if url is None:

@@ -2,13 +2,11 @@
 
 import json
 import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from scripts.documents import FENCED, ROOT, run, script
 from somabrain_dagster.operations.chitchat import import_chitchat
 from somabrain_dagster.store.database import Database
 from somabrain_dagster.store.feedback_contract import parse_feedback
@@ -20,9 +18,7 @@ from tests.test_cli import environment  # noqa: F401  (a fixture)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-ROOT = Path(__file__).parent.parent.parent
 PAGE = ROOT / "docs" / "CORPORA.md"
-BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture
@@ -38,14 +34,6 @@ def preferred(database: Database) -> str:
     return tenant
 
 
-def script() -> str:
-    """The blocks of the page as one script that ends where a command fails."""
-    lines = ["set -euo pipefail"]
-    for kind, block in BLOCK.findall(PAGE.read_text()):
-        lines.append(block if kind == "sh" else f"python -c {shlex.quote(block)}")
-    return "\n".join(lines)
-
-
 def test_every_block_of_the_page_runs_in_order(
     environment: dict[str, str],  # noqa: F811
     preferred: str,
@@ -53,22 +41,11 @@ def test_every_block_of_the_page_runs_in_order(
 ) -> None:
     folder = tmp_path / "project"
     folder.mkdir()
-    (folder / "scripts").symlink_to(ROOT / "scripts")
-    (folder / ".venv").symlink_to(sys.prefix)
     write(
         folder / "input.jsonl",
         [{**one, "tenant_id": preferred} for one in memory_records(conversations()[:40])],
     )
-    done = subprocess.run(
-        ["bash", "-c", script()],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    printed = run(script(PAGE.read_text()), folder, environment)
     assert json.loads((folder / "run-metadata.json").read_text())["splits"]["train"]["examples"] > 0
     for said in (
         "dpo/train.jsonl",
@@ -78,12 +55,12 @@ def test_every_block_of_the_page_runs_in_order(
         " → ",
         "Delete these corpora wherever they were pulled to",
     ):
-        assert said in done.stdout
-    assert re.search(r"person-31267496: [1-9][\d,]* memories erased", done.stdout)
-    assert re.search(r"corpus-pooled-\w+ .* [1-9][\d,]*\s*$", done.stdout)  # of the list at the end
-    assert "not so" not in done.stdout
+        assert said in printed
+    assert re.search(r"person-31267496: [1-9][\d,]* memories erased", printed)
+    assert re.search(r"corpus-pooled-\w+ .* [1-9][\d,]*\s*$", printed)  # of the list at the end
+    assert "not so" not in printed
 
 
 def test_the_page_has_no_command_outside_of_its_blocks() -> None:
-    page = BLOCK.sub("", PAGE.read_text())
+    page = FENCED.sub("", PAGE.read_text())
     assert not re.findall(r"^ {4}\S.*", page, re.MULTILINE)
