@@ -88,13 +88,13 @@ class Page:
                 result: dict[str, Any] = answer["result"]
                 return result
 
-    def resize(self, width: int, height: int) -> None:
-        """Make the window so large, in pixels."""
+    def resize(self, width: int, height: int, scale: int = 1) -> None:
+        """Make the window so large, in pixels of the page; a picture has `scale` times as many."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
             height=height,
-            deviceScaleFactor=1,
+            deviceScaleFactor=scale,
             mobile=False,
         )
 

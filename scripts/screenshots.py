@@ -22,6 +22,7 @@ from scripts.browser import BrowserError, NoBrowser, Page, opened_browser
 from somabrain_dagster.operations import servers
 from somabrain_dagster.settings import Settings
 from somabrain_dagster.store import audit
+from somabrain_dagster.store.adaptation import list_tenants
 from somabrain_dagster.store.database import Database
 from somabrain_dagster.store.keys import create_key, revoke_key, split_key
 
@@ -44,6 +45,7 @@ class Picture:
         page: its address below the UI's, or below the service's.
         clicks: the texts to click on, one after the other, each once it is there.
         width, height: of the window.
+        scale: pixels of the picture in one of the window, for what is drawn small.
         again: load the page once more after the clicks, so that a graph is fitted to the window.
         service: it is the service's page, seen with an operator's key.
     """
@@ -52,25 +54,26 @@ class Picture:
     clicks: Sequence[str] = ()
     width: int = 1300
     height: int = 900
+    scale: int = 1
     again: bool = False
     service: bool = False
 
 
 PICTURES = {
-    "asset-graph": Picture("/asset-groups", ["landed", "learning"], 1500, 900, again=True),
+    "asset-graph": Picture("/asset-groups", ["learning"], 1400, 760, scale=2, again=True),
     "adaptation-state": Picture("/assets/adaptation_state?view=events", ["[Show Markdown]"], height=1000),
     "checks": Picture("/assets/adaptation_state?view=checks&checkDetail=every_shift_is_rederived"),
     "partitions": Picture("/assets/feedback_daily?view=partitions&partition=2018-05-04"),
     "runs": Picture("/runs"),
     "automation": Picture("/automation"),
-    "experiment": Picture("/assets/experiment_results?view=events", ["[Show Markdown]"]),
+    "freshness": Picture("/assets/restore_drill", height=800),
     "page": Picture("/", width=1500, height=1000, service=True),
 }
 
 
 def take(page: Page, picture: Picture, key: str) -> bytes:
     """Go to the page, click, and return what is seen, as a PNG of few colours."""
-    page.resize(picture.width, picture.height)
+    page.resize(picture.width, picture.height, picture.scale)
     page.go(f"http://127.0.0.1:{SERVICE_PORT if picture.service else UI_PORT}{picture.page}")
     if picture.service:
         page.evaluate("at('key').focus()")
@@ -110,6 +113,8 @@ def operators_key() -> Iterator[str]:
     """A key for the page; it is revoked at the end."""
     with Database(servers.start(Settings()).database_url) as database:
         with database.as_operator() as connection:
+            if not list_tenants(connection):
+                sys.exit("nothing has happened in this brain: `make learn` first")
             key = create_key(connection, audit.SYSTEM, "operator", "screenshots")
         parts = split_key(key)
         assert parts is not None

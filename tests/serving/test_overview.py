@@ -6,11 +6,15 @@ import json
 import re
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import httpx
+import psycopg
 import pytest
+from psycopg import sql
 
 from scripts.browser import NoBrowser, Page, opened_browser, program
 from somabrain_dagster.embedded import PostgresServer, ValkeyServer
@@ -185,6 +189,20 @@ def test_a_tenant_that_is_not_the_keys_is_refused_in_words(
     wait_for_text(opened, "name", name)
 
 
+@contextmanager
+def closed_to_everybody(postgres: PostgresServer, database: Database) -> Iterator[None]:
+    """A database that ends every connection and takes no other until the end of the block."""
+    name = urlsplit(database.url).path.removeprefix("/")
+    quoted = sql.Identifier(name)
+    with psycopg.connect(postgres.admin_url(), autocommit=True) as admin:
+        admin.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(quoted))
+        admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
+        try:
+            yield
+        finally:
+            admin.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(quoted))
+
+
 @pytest.fixture
 def empty(
     postgres: PostgresServer, valkey: ValkeyServer, migrated_template: str, tmp_path: Path
@@ -198,14 +216,19 @@ def empty(
         yield service
 
 
-def test_it_says_so_where_there_are_no_tenants_and_where_the_service_is_away(
-    empty: Running, browser: Page
-) -> None:
+def test_it_says_what_is_missing(empty: Running, browser: Page, postgres: PostgresServer) -> None:
     browser.go(empty.url)
     browser.wait("!at('door').hidden")
     wait_for_text(browser, "health", "service ready")
     enter(browser, empty.operator)
     wait_for_text(browser, "names", "There are no tenants yet.")
+
+    with closed_to_everybody(postgres, empty.database):
+        wait_for_text(browser, "health", "service not ready", seconds=30)
+        assert "postgres cannot be reached" in text_of(browser, "health")
+        wait_for_text(browser, "notice", "Postgres cannot be reached", seconds=30)
+    browser.wait("at('notice').hidden && at('health').innerText.includes('service ready')", 30)
+
     empty.process.send_signal(signal.SIGTERM)
     wait_for_text(browser, "notice", "The service does not answer.", seconds=30)
     assert "does not answer" in text_of(browser, "health")

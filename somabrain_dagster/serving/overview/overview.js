@@ -62,12 +62,13 @@ function show(id, data, make) {
   place.replaceChildren(...[make(data)].flat());
 }
 
+/** Empty a place. */
 function showNothing(id) {
   at(id).shown = undefined;
   at(id).replaceChildren();
 }
 
-const small = (value) => (value != null && value < 0.001 ? value.toExponential(1) : digits(value));
+const small = (value) => (value > 0 && value < 0.001 ? value.toExponential(1) : digits(value));
 const digits = (value, most = 4) => (value == null ? "" : value.toLocaleString("en", {maximumFractionDigits: most}));
 const when = (moment) => (moment == null ? "" : moment.slice(0, 19).replace("T", " "));
 
@@ -100,7 +101,8 @@ async function refreshHealth() {
 
 const SHOWN = ["names", "name", "summary", "picture", "caption", "levels", "feedback", "promoted", "experiments"];
 
-function closeDoor(reason) {
+/** Forget the key and all that was seen with it, and ask for another. */
+function askForKey(reason) {
   sessionStorage.removeItem(KEPT);
   Object.assign(view, {key: null, scope: null, pages: 1, tenant: null, changes: [], gone: false});
   for (const id of SHOWN) showNothing(id);
@@ -111,6 +113,7 @@ function closeDoor(reason) {
   notify(reason);
 }
 
+/** Say something above everything; nothing where it is null. */
 function notify(reason) {
   at("notice").hidden = !reason;
   at("notice").textContent = reason ?? "";
@@ -335,11 +338,11 @@ function experiment(one) {
     "article",
     {},
     element("strong", {}, one.experiment_id), " ", element("span", {class: STATUS[one.status]}, one.status),
-    element("p", {class: "soft"}, after),
+    element("p", {class: "soft"}, `${after} · ${digits(one.size)} sessions an arm`),
     outcome && element("p", {}, outcome),
     table(
       [["arm"], ["sessions", NUMBER], ["mean", NUMBER], ["p", NUMBER], ["d", NUMBER]],
-      one.arms.map((arm) => [arm.name, `${digits(arm.sessions)} of ${digits(one.size)}`, digits(arm.mean), small(arm.p), digits(arm.d, 3)]),
+      one.arms.map((arm) => [arm.name, digits(arm.sessions), digits(arm.mean), small(arm.p), digits(arm.d, 3)]),
     ),
   );
 }
@@ -388,7 +391,7 @@ function explain(error) {
     show("health", "away", () => element("span", {class: "bad"}, "does not answer"));
     notify("The service does not answer. What is shown may be old; it is asked again every few seconds.");
   } else if (error.status === 401) {
-    closeDoor("This key is not valid: it is mistyped or revoked. Paste another; `somabrain key create` makes one.");
+    askForKey("This key is not valid: it is mistyped or revoked. Paste another; `somabrain key create` makes one.");
   } else if (NOT_TO_BE_SEEN.has(error.status) && view.tenant !== null) {
     Object.assign(view, {tenant: null, changes: [], gone: true});
     history.replaceState(null, "", location.pathname);
@@ -403,14 +406,14 @@ at("door").addEventListener("submit", (event) => {
   const key = at("key").value.trim();
   at("key").value = "";
   if (!/^[\x21-\x7e]+$/.test(key)) {
-    closeDoor("This is no key: one begins with sb_ and has no spaces. `somabrain key create` makes one.");
+    askForKey("This is no key: one begins with sb_ and has no spaces. `somabrain key create` makes one.");
     return;
   }
   view.key = key;
   sessionStorage.setItem(KEPT, key);
   refresh();
 });
-at("leave").addEventListener("click", () => closeDoor(null));
+at("leave").addEventListener("click", () => askForKey(null));
 at("more").addEventListener("click", () => {
   view.pages += 1;
   refresh();
