@@ -3,7 +3,9 @@
 // What comes from the service is put into the page as text alone: names and session ids are what users sent.
 
 const REFRESH_SECONDS = 3;
+const EXPERIMENTS_SECONDS = 15; // the sessions of a running one are counted anew each time
 const MOST_CHANGES = 1000;
+const MEANWHILE = 100;
 const SHOWN_FEEDBACK = 20;
 const MOST_MARKS = 60;
 const KEPT = "somabrain-key";
@@ -12,8 +14,11 @@ const {weights: WEIGHTS, levels: LEVELS} = JSON.parse(document.getElementById("k
 
 const at = (id) => document.getElementById(id);
 
-/** The key and what is shown: `away` while the service does not answer, `gone` when a tenant cannot be shown. */
-const view = {key: sessionStorage.getItem(KEPT), scope: null, pages: 1, tenant: named(), changes: [], away: false, gone: false};
+/** Without a key. `experimentsFrom`: when they are asked for again; `gone`: a tenant that was chosen cannot be shown. */
+const NOTHING = {key: null, scope: null, pages: 1, tenant: null, changes: [], experimentsFrom: 0, gone: false};
+
+/** The key and what is shown with it; `away` while the service does not answer. */
+const view = {...NOTHING, key: sessionStorage.getItem(KEPT), tenant: named(), away: false};
 
 /** The tenant that the address names. */
 function named() {
@@ -104,7 +109,7 @@ const SHOWN = ["names", "name", "summary", "picture", "caption", "levels", "feed
 /** Forget the key and all that was seen with it, and ask for another. */
 function askForKey(reason) {
   sessionStorage.removeItem(KEPT);
-  Object.assign(view, {key: null, scope: null, pages: 1, tenant: null, changes: [], gone: false});
+  Object.assign(view, NOTHING);
   for (const id of SHOWN) showNothing(id);
   at("prefix").value = "";
   history.replaceState(null, "", location.pathname);
@@ -200,14 +205,16 @@ async function refreshTenant() {
 
 /** Know the tenant's last changes up to a version, the oldest first; what is known already is not asked again. */
 async function follow(tenant, version) {
-  const known = view.changes.at(-1)?.version ?? -1;
-  if (known === version) return;
-  const missing = version > known ? Math.min(version - known, MOST_CHANGES) : MOST_CHANGES;
-  const answer = await ask("context/adaptation/history", {tenant_id: tenant, limit: missing});
+  const last = view.changes.at(-1)?.version ?? -1;
+  if (last === version) return;
+  // A log that is shorter than it was comes of a restore; one that grows meanwhile needs a few more than it seems.
+  const kept = last < version ? view.changes : [];
+  const limit = kept.length ? Math.min(version - last + MEANWHILE, MOST_CHANGES) : MOST_CHANGES;
+  const answer = await ask("context/adaptation/history", {tenant_id: tenant, limit});
   if (tenant !== view.tenant) return;
   const fresh = answer.changes.reverse();
-  const joined = fresh[0]?.version === known + 1 ? view.changes.concat(fresh) : fresh;
-  view.changes = joined.slice(-MOST_CHANGES);
+  const joins = kept.length > 0 && fresh[0].version <= last + 1;
+  view.changes = (joins ? [...kept, ...fresh.filter((change) => change.version > last)] : fresh).slice(-MOST_CHANGES);
 }
 
 // The picture: a panel for each weight, its value after each change
@@ -323,7 +330,9 @@ async function refreshExperiments() {
     show("experiments", "operators", () => element("p", {class: "soft"}, "Experiments span all tenants: an operator's key shows them."));
     return;
   }
+  if (Date.now() < view.experimentsFrom) return;
   const {experiments} = await ask("experiments");
+  view.experimentsFrom = Date.now() + 1000 * EXPERIMENTS_SECONDS;
   show("experiments", experiments, (all) =>
     all.length ? all.map(experiment) : element("p", {class: "soft"}, "There are none yet: an accepted proposal gets one."),
   );
