@@ -49,6 +49,10 @@ format: install ## Format the code.
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+screenshots: export SOMABRAIN_HOME ?= .somabrain/learn
+screenshots: install ## Take the pictures of the docs, of what `make learn` left; needs Chromium.
+	@$(BIN)/python scripts/screenshots.py
+
 scales: install ## Measure the scales that ship on recorded conversations.
 	@$(BIN)/python -m benchmarks.scales
 

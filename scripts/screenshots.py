@@ -1,42 +1,40 @@
-"""Take the pictures of the docs from the real UI, as the demo leaves it.
+"""Take the pictures of the docs from the real UI and the real page.
 
-Needs a Chromium (Debian: `apt install chromium`) and the demo to have run. Usage: scripts/screenshots.py
+Needs a Chromium (Debian: `apt install chromium`), and a brain in which something happened: SOMABRAIN_HOME
+says whose is shown, and the pictures in the repository are of `.somabrain/learn`, as `make learn` leaves it.
+Usage: scripts/screenshots.py [NAME …]
 """
 
-import base64
-import json
-import shutil
+import io
+import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
-from typing import Any
 from urllib.request import urlopen
 
-from websockets.sync.client import ClientConnection, connect
+from PIL import Image
+
+from scripts.browser import BrowserError, NoBrowser, Page, opened_browser
+from somabrain_dagster.operations import servers
+from somabrain_dagster.settings import Settings
+from somabrain_dagster.store import audit
+from somabrain_dagster.store.adaptation import list_tenants
+from somabrain_dagster.store.database import Database
+from somabrain_dagster.store.keys import create_key, revoke_key, split_key
 
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "docs" / "images"
-PORT, DEBUGGER_PORT = 3187, 3188
+UI_PORT, SERVICE_PORT = 3187, 8487
+SENSOR_SECONDS = "5"
 SETTLED_SECONDS = 3.0
 """How long a page is left alone after it shows what was waited for: animations end, the graph is laid out."""
 
-BROWSER = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-sync",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--hide-scrollbars",
-    "--no-first-run",
-]
+COLORS = 96
+MOST_BYTES = 150_000
 
 
 @dataclass(frozen=True)
@@ -44,125 +42,91 @@ class Picture:
     """A page as somebody would come to see it.
 
     Attributes:
-        page: its address below the UI's.
+        page: its address below the UI's, or below the service's.
         clicks: the texts to click on, one after the other, each once it is there.
         width, height: of the window.
+        scale: pixels of the picture in one of the window, for what is drawn small.
         again: load the page once more after the clicks, so that a graph is fitted to the window.
+        service: it is the service's page, seen with an operator's key.
     """
 
     page: str
-    clicks: Sequence[str]
-    width: int
-    height: int
+    clicks: Sequence[str] = ()
+    width: int = 1300
+    height: int = 900
+    scale: int = 1
     again: bool = False
+    service: bool = False
 
 
 PICTURES = {
-    "asset-graph": Picture("/asset-groups", ["landed", "learning"], 1500, 1000, again=True),
-    "adaptation-state": Picture("/assets/adaptation_state?view=events", ["[Show Markdown]"], 1300, 1000),
+    "asset-graph": Picture("/asset-groups", ["learning"], 1400, 760, scale=2, again=True),
+    "adaptation-state": Picture("/assets/adaptation_state?view=events", ["[Show Markdown]"], height=1000),
+    "checks": Picture("/assets/adaptation_state?view=checks&checkDetail=every_shift_is_rederived"),
+    "partitions": Picture("/assets/feedback_daily?view=partitions&partition=2018-05-04"),
+    "runs": Picture("/runs"),
+    "automation": Picture("/automation"),
+    "freshness": Picture("/assets/restore_drill", height=800),
+    "page": Picture("/", width=1500, height=1000, service=True),
 }
 
-CLICK = """
-(() => {
-    const shown = [...document.querySelectorAll('main *, body *')].filter(
-        (element) => element.textContent.trim() === TEXT && element.getClientRects().length
-    );
-    const target = shown.at(-1);
-    if (!target) return false;
-    const {left, top, width, height} = target.getBoundingClientRect();
-    return [left + width / 2, top + height / 2];
-})()
-"""
 
-
-class Page:
-    """A tab of the browser, by the Chrome DevTools protocol."""
-
-    def __init__(self, connection: ClientConnection) -> None:
-        self._connection = connection
-        self._numbers = count(1)
-
-    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Call a method of the protocol and return its result."""
-        number = next(self._numbers)
-        self._connection.send(json.dumps({"id": number, "method": method, "params": parameters}))
-        while True:
-            answer = json.loads(self._connection.recv(timeout=60))
-            if answer.get("id") == number:
-                result: dict[str, Any] = answer["result"]
-                return result
-
-    def click(self, text: str) -> None:
-        """Click on the last element that reads so, once there is one.
-
-        Raises:
-            SystemExit: there is none in time.
-        """
-        deadline = time.monotonic() + 60
-        script = CLICK.replace("TEXT", json.dumps(text))
-        while time.monotonic() < deadline:
-            place = self.call("Runtime.evaluate", expression=script, returnByValue=True)["result"]["value"]
-            if place:
-                for kind in ("mousePressed", "mouseReleased"):
-                    x, y = place
-                    self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
-                time.sleep(SETTLED_SECONDS)
-                return
-            time.sleep(0.5)
-        sys.exit(f"no element reads {text!r}")
-
-    def take(self, picture: Picture) -> bytes:
-        """Go to the page, click, and return what is seen, as a PNG."""
-        self.call(
-            "Emulation.setDeviceMetricsOverride",
-            width=picture.width,
-            height=picture.height,
-            deviceScaleFactor=1,
-            mobile=False,
-        )
-        self.call("Page.navigate", url=f"http://127.0.0.1:{PORT}{picture.page}")
+def take(page: Page, picture: Picture, key: str) -> bytes:
+    """Go to the page, click, and return what is seen, as a PNG of few colours."""
+    page.resize(picture.width, picture.height, picture.scale)
+    page.go(f"http://127.0.0.1:{SERVICE_PORT if picture.service else UI_PORT}{picture.page}")
+    if picture.service:
+        page.evaluate("at('key').focus()")
+        page.type(key)
+        page.click("open")
+        page.wait("!at('room').hidden")
+    time.sleep(SETTLED_SECONDS)
+    for text in picture.clicks:
+        page.click(text)
         time.sleep(SETTLED_SECONDS)
-        for text in picture.clicks:
-            self.click(text)
-        if picture.again:
-            self.call("Page.reload")
-            time.sleep(3 * SETTLED_SECONDS)
-        return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
-
-
-@contextmanager
-def opened_browser() -> Iterator[Page]:
-    """A headless Chromium with one empty page."""
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        sys.exit("no Chromium here: install one, on Debian with `apt install chromium`")
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        places = [f"--user-data-dir={profile}", f"--remote-debugging-port={DEBUGGER_PORT}"]
-        browser = subprocess.Popen([program, *BROWSER, *places, "about:blank"], stderr=subprocess.DEVNULL)
-        try:
-            tabs = json.loads(wait_for(f"http://127.0.0.1:{DEBUGGER_PORT}/json/list"))
-            address = next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page")
-            with connect(address, max_size=None) as connection:
-                yield Page(connection)
-        finally:
-            browser.terminate()
-            browser.wait()
+    if picture.again:
+        page.call("Page.reload")
+        time.sleep(3 * SETTLED_SECONDS)
+    reduced = io.BytesIO()
+    seen = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    seen.quantize(COLORS).save(reduced, format="png", optimize=True)
+    return reduced.getvalue()
 
 
 @contextmanager
 def opened_ui() -> Iterator[None]:
-    """Dagster's UI with its code location loaded."""
-    ui = subprocess.Popen([Path(sys.executable).parent / "somabrain", "ui", "--port", str(PORT)])
+    """Dagster's UI with its code location loaded, its daemon, and the service."""
+    ports = ["--port", str(UI_PORT), "--service-port", str(SERVICE_PORT)]
+    environment = {"SOMABRAIN_SENSOR_INTERVAL_SECONDS": SENSOR_SECONDS, **os.environ}
+    ui = subprocess.Popen([Path(sys.executable).parent / "somabrain", "ui", *ports], env=environment)
     try:
-        wait_for(f"http://127.0.0.1:{PORT}/server_info")
+        wait_for(f"http://127.0.0.1:{UI_PORT}/server_info")
+        wait_for(f"http://127.0.0.1:{SERVICE_PORT}/readyz")
         yield
     finally:
         ui.terminate()
         ui.wait()
 
 
-def wait_for(url: str, seconds: float = 60) -> bytes:
-    """What the address answers, once it does.
+@contextmanager
+def operators_key() -> Iterator[str]:
+    """A key for the page; it is revoked at the end."""
+    with Database(servers.start(Settings()).database_url) as database:
+        with database.as_operator() as connection:
+            if not list_tenants(connection):
+                sys.exit("nothing has happened in this brain: `make learn` first")
+            key = create_key(connection, audit.SYSTEM, "operator", "screenshots")
+        parts = split_key(key)
+        assert parts is not None
+        try:
+            yield key
+        finally:
+            with database.as_operator() as connection:
+                revoke_key(connection, parts[0], "screenshots")
+
+
+def wait_for(url: str, seconds: float = 90) -> None:
+    """Wait until the address answers.
 
     Raises:
         SystemExit: it does not in time.
@@ -170,22 +134,31 @@ def wait_for(url: str, seconds: float = 60) -> bytes:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
-            with urlopen(url, timeout=2) as answer:
-                body: bytes = answer.read()
-                return body
+            with urlopen(url, timeout=2):
+                return
         except OSError:
             time.sleep(0.5)
-    sys.exit(f"{url} did not answer in {seconds} s")
+    sys.exit(f"{url} did not answer in {seconds:g} s")
 
 
 def main() -> None:
-    """Take every picture."""
+    """Take every picture, or those that are named."""
+    unknown = set(sys.argv[1:]) - set(PICTURES)
+    if unknown:
+        sys.exit(f"no picture is called {' or '.join(sorted(unknown))}: there are {', '.join(PICTURES)}")
     IMAGES.mkdir(parents=True, exist_ok=True)
-    with opened_ui(), opened_browser() as page:
-        for name, picture in PICTURES.items():
-            target = IMAGES / f"{name}.png"
-            target.write_bytes(page.take(picture))
-            print(target.relative_to(ROOT), flush=True)
+    try:
+        with opened_ui(), operators_key() as key, opened_browser() as page:
+            for name in sys.argv[1:] or PICTURES:
+                taken = take(page, PICTURES[name], key)
+                if len(taken) > MOST_BYTES:
+                    sys.exit(
+                        f"{name} has {len(taken)} bytes, more than {MOST_BYTES}: make its window smaller"
+                    )
+                (IMAGES / f"{name}.png").write_bytes(taken)
+                print(f"docs/images/{name}.png: {len(taken) // 1000} kB", flush=True)
+    except (NoBrowser, BrowserError) as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

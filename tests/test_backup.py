@@ -648,11 +648,17 @@ def test_dagster_backs_up_and_proves(brain: Brain) -> None:
             result = definitions.resolve_job_def(job).execute_in_process(instance=instance)
             assert result.success
             checks |= {check.check_name: check.passed for check in result.get_asset_check_evaluations()}
+            if job == "backup_drill":
+                (drilled,) = result.asset_materializations_for_node("restore_drill")
     assert checks == {
         "every_file_reads_back": True,
         "the_restored_brain_is_the_one_backed_up": True,
         "a_backup_was_proven_lately": True,
     }
+    assert "data:image/png" in str(drilled.metadata["what it took"].value)
+    schema = drilled.metadata["dagster/column_schema"]
+    assert isinstance(schema, dg.TableSchemaMetadataValue)
+    assert [column.name for column in schema.schema.columns][:3] == ["drill_id", "created_at", "backup_id"]
 
 
 @pytest.mark.slow

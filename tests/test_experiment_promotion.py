@@ -43,6 +43,7 @@ from somabrain_dagster.store.experiments import (
     start_experiment,
     stop_experiment,
 )
+from somabrain_dagster.store.overviews import read_overviews
 from somabrain_dagster.store.promoting import PromotionRefused, promote_canary, read_candidate
 from somabrain_dagster.store.promotions import NothingPromoted, promote, promoted, undo_promotion
 from somabrain_dagster.store.scales import SHIPPED_SCALES, add_scales, read_scales
@@ -170,6 +171,31 @@ def test_one_thing_is_on_trial_at_a_time(life: Life) -> None:
     life.experiment(name="first")
     with pytest.raises(TrialRunning, match="'first' runs"):
         life.experiment(name="second")
+
+
+def test_a_list_tells_of_an_experiment_what_its_analysis_found(life: Life) -> None:
+    analysed = life.won(size=8)
+    life.canary()
+    with life.database.as_operator() as connection:
+        (told,) = read_overviews(connection)
+    (finding,) = analysed.analysis.findings
+    assert finding.comparison is not None
+    assert (told.promoted_arm, told.canary) == ("warm", "running")
+    control, warm = told.arms
+    assert (control.name, control.sessions, control.p, control.d) == ("control", 8, None, None)
+    assert (warm.name, warm.sessions, warm.p) == ("warm", 8, finding.p)
+    assert warm.d == pytest.approx(finding.comparison.d)
+    assert control.mean == pytest.approx(-0.3)
+    assert warm.mean == pytest.approx(0.3)
+
+
+def test_a_list_counts_the_sessions_of_an_experiment_while_it_runs(life: Life) -> None:
+    life.fill(life.experiment(size=8), {"control": [0.5, 0.1], "warm": [0.2]})
+    with life.database.as_operator() as connection:
+        (told,) = read_overviews(connection)
+    assert [(arm.sessions, arm.p) for arm in told.arms] == [(2, None), (1, None)]
+    assert [arm.mean for arm in told.arms] == pytest.approx([0.3, 0.2])
+    assert (told.promoted_arm, told.canary) == (None, None)
 
 
 def test_an_experiment_runs_once(life: Life) -> None:
@@ -551,6 +577,7 @@ WORKER = """
 import sys
 from somabrain_dagster.learning.configuration import LearningConfiguration
 from somabrain_dagster.store.database import Database
+from somabrain_dagster.store.overviews import read_overviews
 from somabrain_dagster.store.promoting import promote_canary
 with Database(sys.argv[1]) as database, database.as_operator() as connection:
     promote_canary(connection, int(sys.argv[2]), LearningConfiguration(), "worker")

@@ -23,8 +23,8 @@ from tests.forgery import forge_change
 PROOFS = {
     "replay_equals_live",
     "every_shift_is_rederived",
-    "no_gap_in_versions",
-    "hash_chain_intact",
+    "versions_have_no_gap",
+    "the_hash_chain_is_intact",
     "bounds_hold",
     "pruned_events_are_sealed",
 }

@@ -55,12 +55,12 @@ _CLAIMS = (
         "passes the replay and fails here.",
     ),
     _Claim(
-        "no_gap_in_versions",
+        "versions_have_no_gap",
         GAPS,
         "Each tenant's versions follow one another without a gap, on which the marks of consumers rely.",
     ),
     _Claim(
-        "hash_chain_intact",
+        "the_hash_chain_is_intact",
         CHAIN,
         "Each change hashes to the one before it, each live state to its last change, and each event to what "
         "landed: nothing was rewritten.",

@@ -1,10 +1,11 @@
 """The indexes of large tenants, rebuilt and proven."""
 
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 
 import dagster as dg
 
-from somabrain_dagster.assets.metadata import OWNERS
+from somabrain_dagster.assets.metadata import OWNERS, made_every
 from somabrain_dagster.memory.embedders import embedder_of
 from somabrain_dagster.memory.indexes import SUFFICIENT_RECALL, Rebuilt, rebuild_all
 from somabrain_dagster.resources.brain import Brain
@@ -12,7 +13,7 @@ from somabrain_dagster.resources.brain import Brain
 OPERATIONS = "operations"
 """The group of what keeps the brain in order."""
 
-RECALL_AT_10 = "recall_at_10"
+INDEXES_FIND = "every_index_finds_what_an_exact_search_finds"
 
 
 @dg.asset(
@@ -26,9 +27,10 @@ RECALL_AT_10 = "recall_at_10"
     owners=OWNERS,
     tags={"somabrain/layer": "index"},
     pool="ann_index",
+    freshness_policy=made_every(timedelta(weeks=1)),
     check_specs=[
         dg.AssetCheckSpec(
-            RECALL_AT_10,
+            INDEXES_FIND,
             asset="ann_index",
             description=f"Every index gives at least {SUFFICIENT_RECALL:.0%} of the ten nearest memories "
             "that an exact search gives. One that does not is no longer in use when this fails.",
@@ -106,7 +108,7 @@ def check_result(rebuilt: Sequence[Rebuilt]) -> dg.AssetCheckResult:
         description = f"{len(rebuilt)} indexes serve."
     lowest = min((each.proof.recall_at_10 for each in rebuilt), default=1.0)
     return dg.AssetCheckResult(
-        check_name=RECALL_AT_10,
+        check_name=INDEXES_FIND,
         passed=not low,
         description=description,
         metadata={"lowest recall@10": lowest, "indexes": len(rebuilt)},

@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
+from matplotlib.figure import Figure
 
 from somabrain_dagster.assets.ann_index import OPERATIONS
-from somabrain_dagster.assets.metadata import OWNERS
+from somabrain_dagster.assets.metadata import OWNERS, column_schema, made_every, plot
 from somabrain_dagster.operations.backup_manifest import Backup, InvalidBackup
 from somabrain_dagster.operations.backup_store import NoBackup
 from somabrain_dagster.operations.backups import Made, back_up
@@ -15,6 +16,7 @@ from somabrain_dagster.operations.redis_copy import CannotCopyRedis
 from somabrain_dagster.operations.restoring import drill
 from somabrain_dagster.resources.brain import Brain
 from somabrain_dagster.store.backups import BackupRunning, Drill, PositionBusy, last_proof
+from somabrain_dagster.store.landed import read_columns_of
 
 READ_BACK = "every_file_reads_back"
 PROVEN = "the_restored_brain_is_the_one_backed_up"
@@ -32,6 +34,7 @@ LATELY = timedelta(days=8)
     owners=OWNERS,
     tags={"somabrain/layer": "backup"},
     pool="state_backup",
+    freshness_policy=made_every(timedelta(days=1)),
     check_specs=[
         dg.AssetCheckSpec(
             READ_BACK,
@@ -112,7 +115,9 @@ def _proven_lately(proof: Drill | None) -> dg.AssetCheckResult:
     kinds={"postgres", "redis"},
     owners=OWNERS,
     tags={"somabrain/layer": "backup"},
+    metadata={"dagster/table_name": "restore_drills"},
     pool="restore_drill",
+    freshness_policy=made_every(timedelta(weeks=1)),
     check_specs=[
         dg.AssetCheckSpec(
             PROVEN,
@@ -129,14 +134,18 @@ def restore_drill(brain: dg.ResourceParam[Brain]) -> Iterator[dg.MaterializeResu
         result, seconds = drill(brain.settings, brain.database)
     except NoBackup as error:
         raise dg.Failure(str(error), allow_retries=False) from error
+    with brain.database.snapshot() as connection:
+        columns = read_columns_of(connection, "restore_drills")
     findings = [dg.TableRecord({"finding": finding}) for finding in result.findings]
     schema = dg.TableSchema([dg.TableColumn("finding", "string")])
     yield dg.MaterializeResult(
         metadata={
+            "dagster/column_schema": column_schema(columns),
             "backup": result.backup_id,
             "backup began": dg.MetadataValue.timestamp(result.backup_at),
             "position": result.position,
             "seconds": result.seconds,
+            "what it took": plot(draw_steps(seconds), "seconds by step"),
             "steps": dg.MetadataValue.table(
                 [dg.TableRecord({"step": step, "seconds": took}) for step, took in seconds.items()],
                 schema=dg.TableSchema([dg.TableColumn("step", "string"), dg.TableColumn("seconds", "float")]),
@@ -151,3 +160,14 @@ def restore_drill(brain: dg.ResourceParam[Brain]) -> Iterator[dg.MaterializeResu
             )
         ],
     )
+
+
+def draw_steps(seconds: Mapping[str, float]) -> Figure:
+    """How long each step of a drill took, the first on top."""
+    figure = Figure(figsize=(7, 0.8 + 0.3 * len(seconds)), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    axes.barh(list(seconds), list(seconds.values()), color="#4477aa")
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure

@@ -4,6 +4,7 @@ import base64
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from io import BytesIO
 
 import dagster as dg
@@ -28,11 +29,29 @@ def beta_accepted() -> Iterator[None]:
         yield
 
 
+def made_every(period: timedelta) -> dg.FreshnessPolicy:
+    """The freshness of what the calendar makes: a warning once a run was missed, a failure once two were.
+
+    Only what the calendar makes goes stale by the clock. What follows feedback is fresh at any age where
+    nothing landed since: `state_follows_what_landed` compares marks instead.
+
+    Args:
+        period: from one run to the next; one may be late by a twelfth of it.
+    """
+    late = period / 12
+    return dg.FreshnessPolicy.time_window(warn_window=period + late, fail_window=2 * period + late)
+
+
 def column_schema(columns: Sequence[Column]) -> dg.TableSchema:
     """Columns as the database describes them."""
     return dg.TableSchema(
         [
-            dg.TableColumn(column.name, column.type, constraints=dg.TableColumnConstraints(column.nullable))
+            dg.TableColumn(
+                column.name,
+                column.type,
+                description=column.comment,
+                constraints=dg.TableColumnConstraints(column.nullable),
+            )
             for column in columns
         ]
     )

@@ -8,9 +8,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from somabrain_dagster.assets.ann_index import OPERATIONS
-from somabrain_dagster.assets.metadata import OWNERS, plot
+from somabrain_dagster.assets.metadata import OWNERS, column_schema, made_every, plot
 from somabrain_dagster.operations.retention import Outcome, Refusal, run
 from somabrain_dagster.resources.brain import Brain
+from somabrain_dagster.store.landed import read_columns_of
 from somabrain_dagster.store.retention import RELATIONS, Pruning, read_holds, read_prunings
 
 NOTHING_OVERDUE = "nothing_is_overdue"
@@ -30,6 +31,7 @@ NOTHING_OVERDUE = "nothing_is_overdue"
     tags={"somabrain/layer": "retention"},
     metadata={"dagster/table_name": "prunings"},
     pool="feedback_retention",
+    freshness_policy=made_every(timedelta(days=1)),
     check_specs=[
         dg.AssetCheckSpec(
             NOTHING_OVERDUE,
@@ -52,9 +54,11 @@ def feedback_retention(
     with brain.database.snapshot() as connection:
         prunings = [pruning for pruning in read_prunings(connection) if pruning.dropped_at is not None]
         holds = read_holds(connection)
+        columns = read_columns_of(connection, "prunings")
     yield dg.MaterializeResult(
         metadata={
             "dagster/row_count": len(prunings),
+            "dagster/column_schema": column_schema(columns),
             "kept since": outcome.before.isoformat(),
             "partitions dropped": len(outcome.dropped),
             "rows dropped": sum(pruning.rows for pruning in outcome.dropped),

@@ -25,12 +25,12 @@ SENTENCES: Mapping[str, tuple[str, str]] = {
         "Every file has the SHA-256 that its account says; there is no other file.",
     ),
     "trainers_can_read_it": (RULES, "Every file keeps the rules that its trainer documents for it."),
-    "no_leak_across_the_split": (
+    "nothing_leaks_across_the_split": (
         SPLIT,
         "No session, no content and no run of 13 words of the validation split is in what is trained on.",
     ),
-    "no_personal_data_left": (PERSONAL, "No pattern of personal data or secrets is left in any text."),
-    "no_tombstoned_row": (TOMBSTONES, "No example is made of a tenant or a memory that was deleted."),
+    "no_personal_data_is_left": (PERSONAL, "No pattern of personal data or secrets is left in any text."),
+    "no_row_is_tombstoned": (TOMBSTONES, "No example is made of a tenant or a memory that was deleted."),
 }
 """By check: the claim of `verify`, and what it means."""
 

@@ -240,9 +240,9 @@ def ui(port: int, service_port: int) -> None:
     def announce(stopping: threading.Event) -> None:
         if dagster_home.wait_until_healthy(url, stopping):
             console.print(f"[bold]Dagster's UI: {url}/asset-groups[/]", highlight=False)
-            console.print(f"[bold]the service:  {service_url}/docs[/]", highlight=False)
+            console.print(f"[bold]the service:  {service_url}/[/]", highlight=False)
             console.print(
-                "a key for it: .venv/bin/somabrain key create TENANT; Ctrl-C stops what this started"
+                "a key to all of it: .venv/bin/somabrain key create --scope operator; Ctrl-C stops it"
             )
 
     try:

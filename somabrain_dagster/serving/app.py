@@ -47,7 +47,7 @@ def create_app(settings: Settings, servers: Servers) -> Starlette:
     service = Service(settings, servers)
     operations = operations_of(settings)
     described = document(operations)
-    operations += system.describing(described)
+    operations += [*system.describing(described), system.showing()]
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

@@ -8,8 +8,11 @@ import msgspec
 from somabrain_dagster.learning.neuromodulators import LEVELS
 from somabrain_dagster.serving.problems import ProblemDetails
 from somabrain_dagster.store.feedback_contract import TENANT_PATTERN, Feedback
+from somabrain_dagster.store.keys import Scope
 
 TenantName = Annotated[str, msgspec.Meta(pattern=TENANT_PATTERN)]
+ExperimentName = TenantName
+"""Experiments are named as tenants are."""
 Word = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern="^[^\\x00\\ud800-\\udfff]*$")]
 Version = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
@@ -120,6 +123,21 @@ class HistoryQuery(_Strict, frozen=True):
     limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
 
 
+class TenantsQuery(_Strict, frozen=True):
+    """Which tenants of those that the key may see."""
+
+    prefix: Annotated[str, msgspec.Meta(pattern="^[a-z0-9._-]{0,63}$")] = ""
+    after: TenantName | msgspec.UnsetType = msgspec.UNSET
+    limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
+
+
+class ExperimentsQuery(_Strict, frozen=True):
+    """Which part of the experiments."""
+
+    before: ExperimentName | msgspec.UnsetType = msgspec.UNSET
+    limit: Annotated[int, msgspec.Meta(ge=1, le=100)] = 20
+
+
 class AssignmentQuery(_Strict, frozen=True):
     """Which unit is to be assigned: tenant/session."""
 
@@ -219,6 +237,110 @@ class HistoryAnswer(msgspec.Struct, frozen=True, kw_only=True):
     tenant_id: str
     changes: list[ChangeAnswer]
     next_below: int | None
+
+
+class SaidAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """A feedback event, as it was said; `arm` is what its session saw of what was on trial."""
+
+    event_id: str
+    seq: int
+    created_at: datetime
+    occurred_at: datetime
+    session_id: str
+    source: str
+    utility: float
+    reward: float | None
+    recall_id: int | None
+    label: str | None
+    arm: str | None
+
+
+class FeedbackHistoryAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of a tenant's feedback, newest first; `next_below` asks for the part before it."""
+
+    tenant_id: str
+    feedback: list[SaidAnswer]
+    next_below: int | None
+
+
+class TenantAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """A tenant.
+
+    Attributes:
+        learning_loop_enabled: whether corpora may be made of it.
+        version: of its last change of weights.
+        feedback: how many events it has had.
+        updated_at: when its state last changed.
+    """
+
+    tenant_id: str
+    created_at: datetime
+    learning_loop_enabled: bool
+    version: int
+    weights: dict[str, float]
+    feedback: int
+    updated_at: datetime
+
+
+class TenantsAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of the tenants that the key may see, by name; `next_after` asks for the part behind it.
+
+    Attributes:
+        scope: what the key may do.
+    """
+
+    scope: Scope
+    tenants: list[TenantAnswer]
+    next_after: str | None
+
+
+class ArmAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """An arm of an experiment.
+
+    Attributes:
+        share: of the sessions.
+        sessions: of which something was said so far.
+        mean: of their rewards, one number a session.
+        p: Welch's against the control, adjusted by Holm; null before the analysis, and of the control.
+        d: Cohen's.
+    """
+
+    name: str
+    share: float
+    sessions: int
+    mean: float | None
+    p: float | None
+    d: float | None
+
+
+class ExperimentAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """An experiment.
+
+    Attributes:
+        size: the sessions that each arm needs.
+        arms: the control first.
+        end_reason: why it ended.
+        promoted_arm: the arm that passed every gate.
+        canary: the status of the newest canary that tries that arm.
+    """
+
+    experiment_id: str
+    status: Literal["draft", "running", "stopped", "completed"]
+    size: int
+    arms: list[ArmAnswer]
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    end_reason: str | None
+    promoted_arm: str | None
+    canary: str | None
+
+
+class ExperimentsAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of the experiments, newest first; `next_before` asks for the part before it."""
+
+    experiments: list[ExperimentAnswer]
+    next_before: str | None
 
 
 class PromotedAnswer(msgspec.Struct, frozen=True, kw_only=True):

@@ -268,6 +268,27 @@ def list_experiments(connection: Connection) -> list[Experiment]:
     return [_from_row(row) for row in rows]
 
 
+def read_latest(connection: Connection, before: str | None = None, most: int = 100) -> list[Experiment]:
+    """The last experiments that were drawn up, the newest first.
+
+    Args:
+        connection: an operator's transaction.
+        before: only those that were drawn up before this one; none if there is no such experiment.
+        most: at most so many.
+    """
+    rows = connection.execute(
+        f"""
+        SELECT {_COLUMNS} FROM experiments
+        WHERE size IS NOT NULL AND (%(before)s::text IS NULL OR (created_at, experiment_id) < (
+            SELECT created_at, experiment_id FROM experiments WHERE experiment_id = %(before)s
+        ))
+        ORDER BY created_at DESC, experiment_id DESC LIMIT %(most)s
+        """,  # noqa: S608 — the columns are a constant
+        {"before": before, "most": most},
+    )
+    return [_from_row(row) for row in rows]
+
+
 def read_experiment(connection: Connection, experiment_id: str) -> Experiment:
     """One experiment.
 

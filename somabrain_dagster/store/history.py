@@ -1,4 +1,4 @@
-"""A tenant's log as people read it: newest first, each change with the weights before and after it."""
+"""A tenant's history as people read it, newest first: its changes of weights, and what was said of it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,3 +52,47 @@ def read_history(
         {"tenant": tenant_id, "below": below, "most": most},
     )
     return [Change(*row) for row in rows]
+
+
+@dataclass(frozen=True)
+class Said:
+    """A feedback event, as it was said.
+
+    Attributes:
+        seq: its number in the tenant's own sequence.
+        arm: that its recall or session saw of what was on trial.
+    """
+
+    seq: int
+    created_at: datetime
+    occurred_at: datetime
+    session_id: str
+    source: str
+    utility: float
+    reward: float | None
+    recall_id: int | None
+    label: str | None
+    arm: str | None
+
+
+def read_feedback(
+    connection: Connection, tenant_id: str, below: int | None = None, most: int = 100
+) -> list[Said]:
+    """The last feedback events of a tenant, the newest first; those that were pruned are gone.
+
+    Args:
+        connection: a transaction that may see the tenant.
+        tenant_id: the tenant.
+        below: only events whose number is below this one.
+        most: at most so many.
+    """
+    rows = connection.execute(
+        """
+        SELECT seq, created_at, occurred_at, session_id, source, utility, reward, recall_id, label, arm
+        FROM feedback_events
+        WHERE tenant_id = %(tenant)s AND (%(below)s::bigint IS NULL OR seq < %(below)s)
+        ORDER BY seq DESC LIMIT %(most)s
+        """,
+        {"tenant": tenant_id, "below": below, "most": most},
+    )
+    return [Said(*row) for row in rows]

@@ -52,18 +52,19 @@ def read_landed(connection: Connection, table: CountedTable) -> Landed:
 
 @dataclass(frozen=True)
 class Column:
-    """A column as the database describes it."""
+    """A column as the database describes it; its comment is None where it needs none."""
 
     name: str
     type: str
     nullable: bool
+    comment: str | None
 
 
 def read_columns_of(connection: Connection, table: str) -> list[Column]:
     """The columns of a table or view, in its order."""
     rows = connection.execute(
         """
-        SELECT attname, format_type(atttypid, atttypmod), NOT attnotnull
+        SELECT attname, format_type(atttypid, atttypmod), NOT attnotnull, col_description(attrelid, attnum)
         FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum
         """,
         (table,),

@@ -37,6 +37,7 @@ def requests_about(tenant: str) -> dict[str, About]:
     here = {"tenant_id": tenant}
     return {
         "POST /context/feedback": About(body={**here, "session_id": "s", "utility": 0.5}),
+        "GET /context/feedback/history": About(here),
         "GET /context/adaptation/state": About(here),
         "GET /context/adaptation/history": About(here),
         "POST /context/adaptation/rollback": About(here, {"version": 0}),
@@ -54,8 +55,8 @@ def requests_about(tenant: str) -> dict[str, About]:
     }
 
 
-GLOBAL = {"GET /config/weights"}
-"""Operations that every key may use, and that are about no tenant."""
+GLOBAL = {"GET /config/weights", "GET /tenants"}
+"""Operations that every key may use, and that are about no tenant that a request could name."""
 
 
 def send(service: Running, key: str | None, operation: Operation, about: About) -> httpx.Response:

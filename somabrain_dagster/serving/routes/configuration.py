@@ -1,4 +1,4 @@
-"""What concerns all tenants: promoted weights and experiments; and the tokens that sessions use."""
+"""What concerns all tenants: their names, promoted weights, experiments; and the tokens that sessions use."""
 
 import asyncio
 from datetime import UTC, datetime
@@ -12,9 +12,16 @@ from somabrain_dagster.learning.experiments import assign
 from somabrain_dagster.learning.weights import NAMES, by_name
 from somabrain_dagster.serving.answers import Answer, json_answer
 from somabrain_dagster.serving.contracts import (
+    ArmAnswer,
     AssignmentAnswer,
     AssignmentQuery,
+    ExperimentAnswer,
+    ExperimentsAnswer,
+    ExperimentsQuery,
     PromotedAnswer,
+    TenantAnswer,
+    TenantsAnswer,
+    TenantsQuery,
     TokensAnswer,
     TokensRequest,
 )
@@ -22,8 +29,43 @@ from somabrain_dagster.serving.operations import Call, Operation, in_utc
 from somabrain_dagster.serving.problems import Problem
 from somabrain_dagster.store.adaptation import AdaptationState, read_state
 from somabrain_dagster.store.experiments import UnknownExperiment, read_arms
+from somabrain_dagster.store.overviews import Overview, read_overviews
 from somabrain_dagster.store.promotions import Promotion, promote, promoted
+from somabrain_dagster.store.tenants import Tenant, read_tenants
 from somabrain_dagster.store.usage import TokenUsage, record_tokens
+
+
+async def tenants(call: Call) -> Answer:
+    """All tenants for an operator, their own for anybody else."""
+    asked = call.query(TenantsQuery)
+    after = None if asked.after is msgspec.UNSET else asked.after
+    own = None if call.who.tenant_id is None else call.about(None)
+    database = call.service.database
+
+    def read() -> list[Tenant]:
+        with database.as_operator() if own is None else database.as_tenants([own]) as connection:
+            return read_tenants(connection, asked.prefix, after, asked.limit + 1)
+
+    found = await asyncio.to_thread(read)
+    shown = found[: asked.limit]
+    return json_answer(
+        TenantsAnswer(
+            scope=call.who.scope,
+            tenants=[
+                TenantAnswer(
+                    tenant_id=one.tenant_id,
+                    created_at=one.created_at,
+                    learning_loop_enabled=one.learning_loop_enabled,
+                    version=one.version,
+                    weights=by_name(one.weights),
+                    feedback=one.feedback_seq,
+                    updated_at=one.updated_at,
+                )
+                for one in shown
+            ],
+            next_after=shown[-1].tenant_id if len(found) > asked.limit else None,
+        )
+    )
 
 
 async def weights(call: Call) -> Answer:
@@ -91,6 +133,40 @@ def _promoted(promotion: Promotion) -> Answer:
     )
 
 
+async def experiments(call: Call) -> Answer:
+    """A part of the experiments."""
+    asked = call.query(ExperimentsQuery)
+    before = None if asked.before is msgspec.UNSET else asked.before
+    service = call.service
+
+    def read() -> list[Overview]:
+        with service.database.as_operator() as connection:
+            return read_overviews(connection, before, asked.limit + 1)
+
+    found = await asyncio.to_thread(read)
+    shown = found[: asked.limit]
+    return json_answer(
+        ExperimentsAnswer(
+            experiments=[
+                ExperimentAnswer(
+                    experiment_id=one.experiment.experiment_id,
+                    status=one.experiment.status,
+                    size=one.experiment.plan.size,
+                    arms=[ArmAnswer(**vars(arm)) for arm in one.arms],
+                    created_at=one.experiment.created_at,
+                    started_at=one.experiment.started_at,
+                    ended_at=one.experiment.ended_at,
+                    end_reason=one.experiment.end_reason,
+                    promoted_arm=one.promoted_arm,
+                    canary=one.canary,
+                )
+                for one in shown
+            ],
+            next_before=shown[-1].experiment.experiment_id if len(found) > asked.limit else None,
+        )
+    )
+
+
 async def assignment(call: Call) -> Answer:
     """The arm of a unit."""
     unit = call.query(AssignmentQuery).unit
@@ -131,6 +207,24 @@ async def tokens(call: Call) -> Answer:
 
 
 OPERATIONS = (
+    Operation(
+        "GET",
+        "/tenants",
+        tenants,
+        "The tenants that the key may see, by name: an operator's sees all, a tenant's its own.",
+        query=TenantsQuery,
+        answers={200: TenantsAnswer},
+        problems=(429,),
+    ),
+    Operation(
+        "GET",
+        "/experiments",
+        experiments,
+        "Experiments, the newest first: their arms in numbers, and what became of them.",
+        scope="operator",
+        query=ExperimentsQuery,
+        answers={200: ExperimentsAnswer},
+    ),
     Operation(
         "GET",
         "/config/weights",

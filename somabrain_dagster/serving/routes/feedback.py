@@ -1,4 +1,4 @@
-"""Feedback: one, a list, or a stream of lines; answered after the commit."""
+"""Feedback: one, a list, or a stream of lines, answered after the commit; and what was said before."""
 
 import asyncio
 import time
@@ -12,17 +12,22 @@ from somabrain_dagster.learning.weights import NAMES, NANO
 from somabrain_dagster.serving.answers import NDJSON, Answer, json_answer
 from somabrain_dagster.serving.committer import QueueFull
 from somabrain_dagster.serving.contracts import (
+    FeedbackHistoryAnswer,
     FeedbackList,
     FeedbackRequest,
     FeedbackResult,
     FeedbackResults,
+    HistoryQuery,
     LandedFeedback,
     RefusedLine,
+    SaidAnswer,
     StreamSummary,
     TenantAfter,
 )
 from somabrain_dagster.serving.operations import IDEMPOTENCY_KEY, Call, Operation, decode
 from somabrain_dagster.serving.problems import Problem, ProblemDetails, invalid, too_many, unavailable
+from somabrain_dagster.store import history
+from somabrain_dagster.store.adaptation import read_state
 from somabrain_dagster.store.database import DatabaseUnreachable
 from somabrain_dagster.store.feedback_contract import InvalidFeedback, check
 from somabrain_dagster.store.landing import Landed, Outcome, Refused
@@ -269,7 +274,37 @@ async def _land_lines(call: Call, lines: list[tuple[int, FeedbackRequest]], tall
         tally.add(number, outcome)
 
 
+async def said(call: Call) -> Answer:
+    """A part of what was said."""
+    asked = call.query(HistoryQuery)
+    tenant_id = call.about(asked.tenant_id)
+    below = None if asked.below is msgspec.UNSET else asked.below
+
+    def read() -> list[history.Said]:
+        with call.service.database.as_tenants([tenant_id]) as connection:
+            read_state(connection, tenant_id)
+            return history.read_feedback(connection, tenant_id, below, asked.limit)
+
+    found = await asyncio.to_thread(read)
+    return json_answer(
+        FeedbackHistoryAnswer(
+            tenant_id=tenant_id,
+            feedback=[SaidAnswer(event_id=f"{tenant_id}:{event.seq}", **vars(event)) for event in found],
+            next_below=found[-1].seq if found and found[-1].seq > 1 else None,
+        )
+    )
+
+
 OPERATIONS = (
+    Operation(
+        "GET",
+        "/context/feedback/history",
+        said,
+        "What was said of a tenant's recalls and sessions, the newest first.",
+        query=HistoryQuery,
+        answers={200: FeedbackHistoryAnswer},
+        problems=(404, 429),
+    ),
     Operation(
         "POST",
         "/context/feedback",

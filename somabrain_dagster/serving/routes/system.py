@@ -10,6 +10,7 @@ from somabrain_dagster import __version__
 from somabrain_dagster.serving.answers import Answer, json_answer
 from somabrain_dagster.serving.contracts import HealthAnswer, ReadyAnswer
 from somabrain_dagster.serving.operations import Call, Operation
+from somabrain_dagster.serving.overview import overview
 from somabrain_dagster.serving.page import page
 from somabrain_dagster.store.database import DatabaseUnreachable
 from somabrain_dagster.store.schema import newest_revision, revision_in
@@ -85,6 +86,24 @@ def measuring(open_to_all: bool) -> Operation:
         scope=None if open_to_all else "operator",
         answers={200: str},
         media_type="text/plain",
+    )
+
+
+def showing() -> Operation:
+    """The page for people."""
+    page_for_people = overview()
+
+    async def show(call: Call) -> Answer:
+        return page_for_people
+
+    return Operation(
+        "GET",
+        "/",
+        show,
+        "Tenants, their weights and what was said of them, for people.",
+        scope=None,
+        answers={200: str},
+        media_type="text/html",
     )
 
 
