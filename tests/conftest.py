@@ -14,6 +14,7 @@ import pytest
 from psycopg import sql
 
 from somabrain_dagster.embedded import (
+    EmbeddedServerError,
     PostgresServer,
     ValkeyServer,
     ensure_database,
@@ -22,6 +23,7 @@ from somabrain_dagster.embedded import (
     stop_postgres,
     stop_valkey,
 )
+from somabrain_dagster.embedded.prometheus import PrometheusTools, prometheus_tools
 from somabrain_dagster.memory.embedding import MiniLM
 from somabrain_dagster.store.database import Database
 from somabrain_dagster.store.schema import migrate
@@ -59,6 +61,15 @@ def postgres(server_home: Path) -> Iterator[PostgresServer]:
 def valkey(server_home: Path) -> Iterator[ValkeyServer]:
     yield start_valkey(server_home)
     stop_valkey(server_home)
+
+
+@pytest.fixture(scope="session")
+def tools() -> PrometheusTools:
+    """Prometheus' programs, got once for a working tree where the machine has none."""
+    try:
+        return prometheus_tools(Path(__file__).parent.parent / ".somabrain")
+    except EmbeddedServerError as error:
+        pytest.skip(str(error))
 
 
 @contextmanager

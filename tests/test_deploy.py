@@ -33,6 +33,7 @@ from scripts.documents import pages, shell_lines
 from somabrain_dagster import __version__
 from somabrain_dagster.cli import main
 from somabrain_dagster.embedded import valkey as embedded_valkey
+from somabrain_dagster.embedded.prometheus import PrometheusTools
 from somabrain_dagster.operations.dagster_home import EVENT_BATCH, INSTANCE, WORKSPACE
 from somabrain_dagster.settings import Settings
 
@@ -348,10 +349,9 @@ def test_a_unit_runs_as_nobody_special_and_sees_little(unit: Path) -> None:
 # Prometheus and Grafana
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not on this machine")
-def test_prometheus_accepts_its_configuration() -> None:
+def test_prometheus_accepts_its_configuration(tools: PrometheusTools) -> None:
     path = DEPLOY / "prometheus" / "prometheus.yml"
-    subprocess.run(["promtool", "check", "config", "--syntax-only", path], check=True)
+    subprocess.run([tools.promtool, "check", "config", "--syntax-only", path], check=True)
 
 
 def test_prometheus_scrapes_the_service_with_a_key_that_is_mounted() -> None:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -32,15 +31,6 @@ VIEWS = [(board, view) for board in BOARDS for view in board.views]
 def base(series: str) -> str:
     """The metric that a series belongs to."""
     return re.sub("_(bucket|count|sum)$", "", series)
-
-
-@pytest.fixture(scope="module")
-def tools() -> PrometheusTools:
-    programs = [shutil.which(name) for name in ("prometheus", "promtool")]
-    if None in programs:
-        pytest.skip("Prometheus is not installed")
-    prometheus, promtool = map(Path, filter(None, programs))
-    return PrometheusTools(prometheus, promtool)
 
 
 def test_prometheus_accepts_what_is_written_and_every_test_of_the_alerts_holds(

@@ -26,13 +26,6 @@ RULES = Path(__file__).parent.parent / "deploy" / "prometheus" / "rules"
 
 
 @pytest.fixture(scope="module")
-def tools(tmp_path_factory: pytest.TempPathFactory) -> PrometheusTools:
-    if shutil.which("prometheus") is None:
-        pytest.skip("Prometheus is not installed")
-    return prometheus_tools(tmp_path_factory.mktemp("tools"))
-
-
-@pytest.fixture(scope="module")
 def prometheus(
     service: Running, tools: PrometheusTools, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Prometheus]:

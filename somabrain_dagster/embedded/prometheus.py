@@ -131,17 +131,24 @@ def prometheus_tools(home: Path) -> PrometheusTools:
 
 
 def _fetch(unpacked: Path) -> None:
-    """Get Debian's package and unpack it, whole or not at all; apt checks its digest."""
+    """Get Debian's package and unpack it, whole or not at all; apt checks its digest.
+
+    By a list of packages of its own: the machine's may be missing or old, and is root's to renew.
+    """
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
         raise PrometheusMissing(
             "`prometheus` and `promtool` are not on the PATH: install Prometheus "
             "(https://prometheus.io/download), or run this on Debian or Ubuntu, whose package is taken."
         )
     draft = unpacked.with_name(f".{unpacked.name}-{uuid4().hex}")
-    draft.mkdir()
+    lists, cache = draft / "lists", draft / "cache"
+    for each in (lists / "partial", cache / "archives" / "partial"):
+        each.mkdir(parents=True)
+    apt = ["apt-get", "--quiet", "-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={cache}"]
     try:
         for command in (
-            ["apt-get", "download", "--quiet", PACKAGE],
+            [*apt, "-o", "Debug::NoLocking=1", "update"],
+            [*apt, "download", PACKAGE],
             ["sh", "-c", f"dpkg-deb -x {PACKAGE}_*.deb ."],
         ):
             got = subprocess.run(
@@ -154,12 +161,18 @@ def _fetch(unpacked: Path) -> None:
             )
             if got.returncode:
                 raise EmbeddedServerError(
-                    f"Debian's package {PACKAGE} cannot be got: `apt-get update`, as root, renews the list "
-                    f"of what there is; or install it by `apt-get install {PACKAGE}`.\n{got.stderr.strip()}"
+                    f"Debian's package {PACKAGE} cannot be got: install it by "
+                    f"`apt-get install {PACKAGE}`, as root, or try again.\n{got.stderr.strip()}"
                 )
         for package in draft.glob("*.deb"):
             package.unlink()
-        draft.rename(unpacked)
+        for each in (lists, cache):
+            shutil.rmtree(each)
+        try:
+            draft.rename(unpacked)
+        except OSError:  # another process got it first
+            if not unpacked.exists():
+                raise
     except subprocess.TimeoutExpired as error:
         raise EmbeddedServerError(f"Prometheus was not got in {FETCH_SECONDS} s: try again.") from error
     finally:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from somabrain_dagster.corpus.build import Plan
 from somabrain_dagster.corpus.exporting import artifacts_of, export
 from somabrain_dagster.embedded import PostgresServer, ValkeyServer
+from somabrain_dagster.embedded.prometheus import PrometheusTools
 from somabrain_dagster.operations.dagster_home import prepare, workspace
 from somabrain_dagster.operations.kafka import kafka_health
 from somabrain_dagster.operations.servers import Servers
@@ -177,9 +177,8 @@ def test_what_happened_is_what_is_told(lived: Running) -> None:
         assert 0 <= now - told[ended] < 300, ended
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
-def test_the_metrics_are_named_as_prometheus_asks(lived: Running) -> None:
+def test_the_metrics_are_named_as_prometheus_asks(lived: Running, tools: PrometheusTools) -> None:
     checked = subprocess.run(
-        ["promtool", "check", "metrics"], input=scrape(lived), text=True, capture_output=True, check=False
+        [tools.promtool, "check", "metrics"], input=scrape(lived), text=True, capture_output=True, check=False
     )
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
