@@ -101,6 +101,9 @@ drill: install ## Back up under load, wipe, restore, verify; refuse what is dama
 dashboards: install ## Write the dashboards of Grafana from scripts/dashboards.
 	@$(BIN)/python -m scripts.dashboards
 
+prometheus: install ## Prometheus beside the service of `make up`, with the alerts that ship; Ctrl-C stops it.
+	@$(BIN)/python -m scripts.prometheus
+
 observability: install ## Check every metric, rule and panel against a live stack with a real Prometheus; some minutes.
 	@$(BIN)/python -m scripts.observability
 

@@ -33,6 +33,7 @@ from somabrain_dagster.operations.summary import FEEDBACK, LINKS, MEMORIES, Impo
 from somabrain_dagster.operations.tokens import MiniLMTokens
 from somabrain_dagster.store.adaptation import UnknownTenant, create_tenants
 from somabrain_dagster.store.canonical import canonical_json
+from somabrain_dagster.store.corpora import delete_tenant
 from somabrain_dagster.store.database import Database
 from somabrain_dagster.store.memories import (
     LARGEST_PAYLOAD,
@@ -224,6 +225,15 @@ def test_an_import_is_told_to_a_person(finished: ImportSummary) -> None:
     told = str(finished)
     assert "feedback: 2,023 new, 0 repeated, 2,507 left out (2,507 untouched)" in told
     assert "2018-04-13 17:26 to 2018-11-16 17:09 UTC" in told
+
+
+def test_people_whose_tenants_were_deleted_are_left_out(database: Database, chitchat: ChitChat) -> None:
+    with database.as_operator() as connection:
+        create_tenants(connection, chitchat.tenants[:1], CONFIGURATION)
+        delete_tenant(connection, chitchat.tenants[0], "ada")
+    summary = import_chitchat(database, CONFIGURATION, tenants=1)
+    assert (summary.landed, summary.tenants_created, summary.tenants_deleted) == (0, 0, 1)
+    assert "tenants left out, since they were deleted: 1" in str(summary)
 
 
 def test_every_message_that_has_one_before_it_by_somebody_else_is_linked_to_it(

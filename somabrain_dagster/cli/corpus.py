@@ -1,9 +1,10 @@
 """Corpora, and the consent that they need, for a person at a terminal."""
 
 import os
+import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import wraps
 from pathlib import Path
@@ -38,6 +39,7 @@ from somabrain_dagster.corpus.manifest import (
 from somabrain_dagster.corpus.names import NamesMissing
 from somabrain_dagster.corpus.tokens import TokenizerError
 from somabrain_dagster.corpus.verification import CLAIMS, TOMBSTONES, verify
+from somabrain_dagster.operations import servers
 from somabrain_dagster.settings import Settings
 from somabrain_dagster.store.corpora import (
     NoConsent,
@@ -110,7 +112,7 @@ def show_touched(found: dict[str, list[str]]) -> None:
         console.print(f"[red]✗[/] {url}: {len(rows):,} examples", highlight=False, soft_wrap=True)
     if found:
         console.print(
-            "Delete these corpora wherever they were pulled to; the next build is without the rows."
+            "Delete these corpora, here and wherever they were pulled to; the next build is without the rows."
         )
 
 
@@ -263,13 +265,22 @@ def corpus_show(name: str) -> None:
 @click.argument("into", type=click.Path(path_type=Path), default=Path())
 @told
 def corpus_pull(name: str, into: Path) -> None:
-    """Copy a corpus into a folder of its name, here by default, and make sure that it came whole."""
-    place, _, corpus_id = url_of(name).rstrip("/").rpartition("/")
+    """Copy a corpus into a folder of its name, here by default, and make sure that it came whole.
+
+    Where the brain runs, a corpus by its name that holds what was deleted since is not handed out.
+    """
+    url, settings = url_of(name), Settings()
+    gone: Sequence[str] = ()
+    if url != name and servers.status(settings)[0].running:
+        with opened(settings) as (database, _):
+            gone = tombstones_of(database, pseudonyms_of(settings))
+    place, _, corpus_id = url.rstrip("/").rpartition("/")
     into.mkdir(parents=True, exist_ok=True)
     folder = Artifacts(place).pull(corpus_id, into)
-    findings = verify(folder)
-    if findings:
-        fail(f"{folder}: {findings[0]}")
+    if findings := verify(folder, gone):
+        shutil.rmtree(folder)
+        advice = ": build a new corpus" if findings[0].claim == TOMBSTONES else ""
+        fail(f"{corpus_id} was not pulled, {findings[0]}{advice}")
     console.print(str(folder), highlight=False, soft_wrap=True)
 
 

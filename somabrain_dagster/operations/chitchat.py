@@ -32,7 +32,7 @@ from somabrain_dagster.operations.summary import (
     unwatched,
 )
 from somabrain_dagster.operations.tokens import MiniLMTokens
-from somabrain_dagster.store.adaptation import create_tenants
+from somabrain_dagster.store.adaptation import create_tenants, deleted_among
 from somabrain_dagster.store.cache import SnapshotCache
 from somabrain_dagster.store.database import Database
 from somabrain_dagster.store.feedback_contract import Feedback
@@ -284,7 +284,8 @@ def import_chitchat(
     Args:
         database: the brain's.
         configuration: the global learning configuration.
-        tenants: how many people are tenants; they are created unless they are there.
+        tenants: how many people are tenants; they are created unless they are there. Those whose tenants were
+            deleted are left out.
         progress: told how many memories, then how many events, are done.
         snapshots: where the new states are published after each commit.
 
@@ -296,6 +297,9 @@ def import_chitchat(
     data = read_chitchat(tenants)
     landing = _Import(database, MiniLMTokens())
     with database.as_operator() as connection:
+        deleted = deleted_among(connection, data.tenants)
+        data = replace(data, tenants=tuple(each for each in data.tenants if each not in deleted))
+        landing.summary.tenants_deleted = len(deleted)
         landing.summary.tenants_created = len(create_tenants(connection, data.tenants, configuration))
         ensure_partitions(connection)
     total, done = sum(len(conversation.messages) for _, conversation in data.sessions), 0

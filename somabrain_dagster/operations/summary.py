@@ -56,6 +56,7 @@ class ImportSummary:
         source: what was imported.
         tallies: what became of the rows of each kind, by kind.
         tenants_created: tenants that were not there before.
+        tenants_deleted: tenants that were deleted, and left out.
         first, last: the earliest and the latest time that memories or feedback speak of.
         rejects: the file with what was refused; None if nothing was.
         seconds: how long it took.
@@ -64,6 +65,7 @@ class ImportSummary:
     source: str
     tallies: dict[str, Tally]
     tenants_created: int = 0
+    tenants_deleted: int = 0
     first: datetime | None = None
     last: datetime | None = None
     rejects: Path | None = None
@@ -88,6 +90,8 @@ class ImportSummary:
         lines = [f"{self.source}: imported in {self.seconds:.1f} s"]
         if self.tenants_created:
             lines.append(f"  tenants created: {self.tenants_created:,}")
+        if self.tenants_deleted:
+            lines.append(f"  tenants left out, since they were deleted: {self.tenants_deleted:,}")
         lines += [f"  {kind}: {tally}" for kind, tally in self.tallies.items()]
         if self.first is not None and self.last is not None:
             lines.append(f"  they speak of {_minute(self.first)} to {_minute(self.last)} UTC")

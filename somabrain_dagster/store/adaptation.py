@@ -160,6 +160,15 @@ def read_configurations(connection: Connection) -> dict[bytes, LearningConfigura
     return {digest: stored for digest, stored in read if bytes.fromhex(stored.digest) == digest}
 
 
+def deleted_among(connection: Connection, tenants: Sequence[str]) -> set[str]:
+    """Those of these names that were a tenant's which was deleted: they are never given again."""
+    rows = connection.execute(
+        "SELECT tenant_id FROM tenants WHERE tenant_id = ANY (%s) AND deleted_at IS NOT NULL",
+        (list(tenants),),
+    )
+    return {tenant_id for (tenant_id,) in rows}
+
+
 def create_tenants(
     connection: Connection,
     tenants: Sequence[str],
@@ -190,13 +199,9 @@ def create_tenants(
                 "and begins with a letter or a digit"
             )
     own = configuration.overridden(overrides or {})
-    deleted = connection.execute(
-        "SELECT min(tenant_id) FROM tenants WHERE tenant_id = ANY (%s) AND deleted_at IS NOT NULL",
-        (list(tenants),),
-    ).fetchone()
-    if deleted is not None and deleted[0] is not None:
+    if deleted := deleted_among(connection, tenants):
         raise InvalidTenant(
-            f"there was a tenant {deleted[0]!r}, which was deleted: no name is given twice, choose another"
+            f"there was a tenant {min(deleted)!r}, which was deleted: no name is given twice, choose another"
         )
     # A promotion sees every tenant, or the tenant sees the promotion.
     connection.execute("SELECT pg_advisory_xact_lock_shared(hashtext('somabrain_promotion'))")

@@ -21,8 +21,9 @@ from somabrain_dagster.store.database import Connection
 Scope = Literal["tenant", "read_only", "operator"]
 """`tenant` reads and writes its tenant, `read_only` reads it, `operator` reads and writes every tenant."""
 
-MOST_LIVE = 2
-"""Keys of one tenant and scope that are valid at once: the old one and the new one while it is replaced."""
+MOST_LIVE: dict[Scope, int] = {"tenant": 2, "read_only": 2, "operator": 8}
+"""Keys of one tenant and scope that are valid at once: the old one and the new one while it is replaced.
+Operators are several: people, and Prometheus."""
 
 NOTIFICATIONS = "somabrain_keys"
 """The channel on which the id of every new or revoked key is sent."""
@@ -87,7 +88,7 @@ def create_key(connection: Connection, tenant_id: str, scope: Scope, actor: str)
 
     Raises:
         UnknownTenant: there is no such tenant.
-        TooManyKeys: the tenant has two valid keys of this scope.
+        TooManyKeys: the tenant has as many valid keys of this scope as it may.
         ValueError: an operator's key is not a tenant's.
     """
     if (scope == "operator") != (tenant_id == audit.SYSTEM):
@@ -104,7 +105,7 @@ def create_key(connection: Connection, tenant_id: str, scope: Scope, actor: str)
         "SELECT key_id FROM api_keys WHERE tenant_id = %s AND scope = %s AND revoked_at IS NULL",
         (tenant_id, scope),
     ).fetchall()
-    if len(live) >= MOST_LIVE:
+    if len(live) >= MOST_LIVE[scope]:
         raise TooManyKeys(
             f"{tenant_id} has {len(live)} valid keys of scope {scope}: revoke one of them first, "
             + " or ".join(f"`somabrain key revoke {key_id}`" for (key_id,) in live)

@@ -98,6 +98,9 @@ def test_a_corpus_is_built_listed_shown_pulled_and_verified(
     assert (code, victim.digest.hex()[:16] in output) == (1, True)
     code, output = run(learning, "corpus", "list")
     assert (code, bool(re.search(rf"{name}\s.*\s1\s*$", output, re.MULTILINE))) == (0, True)
+    code, output = run(learning, "corpus", "pull", name, str(tmp_path / "again"))
+    assert (code, "was not pulled" in output, "build a new corpus" in output) == (1, True, True)
+    assert not (tmp_path / "again" / name).exists()
 
     rows = pulled / "examples" / "train.jsonl.zst"
     whole = rows.read_bytes()

@@ -207,6 +207,14 @@ def test_two_keys_of_a_tenant_are_valid_at_once_and_no_third(
         create_key(connection, name, "tenant", "tests")
 
 
+def test_operators_are_several(service: Running) -> None:
+    with service.database.as_operator() as connection:
+        made = [create_key(connection, audit.SYSTEM, "operator", "tests") for _ in range(4)]
+        for key in made:
+            revoke_key(connection, key.split("_")[1], "tests")
+    assert len({*made}) == 4
+
+
 def test_secrets_are_stored_nowhere(service: Running, tenant: tuple[str, str]) -> None:
     name, key = tenant
     with service.database.as_operator() as connection:

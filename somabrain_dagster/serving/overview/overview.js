@@ -179,7 +179,8 @@ async function refreshTenant() {
   if (tenant !== view.tenant) return; // another was chosen meanwhile
   at("name").textContent = tenant;
   at("summary").textContent =
-    `${digits(state.version)} changes of weights · ${digits(state.feedback_seq)} feedback events · ` +
+    `${digits(state.version)} change${state.version === 1 ? "" : "s"} of weights · ` +
+    `${digits(state.feedback_seq)} feedback event${state.feedback_seq === 1 ? "" : "s"} · ` +
     `learning rate ${digits(state.learning_rate)} · ${state.arm === null ? "sees its own weights" : `sees ${state.arm}`}`;
   const drawn = [tenant, view.changes[0].version, view.changes.at(-1).version];
   show("picture", drawn, () => picture(view.changes));
