@@ -49,6 +49,8 @@ def document(operations: Sequence[Operation]) -> dict[str, Any]:
         )
     queries = {operation.query.__name__ for operation in operations if operation.query is not None}
     _say_what_types_cannot(components)
+    for described in components.values():
+        _say_which_years(described)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -161,6 +163,18 @@ def _parameters(operation: Operation, query: dict[str, Any] | None) -> Iterable[
             "description": "Makes a retry safe: the same key gives the same answer and lands once.",
             "schema": {"type": "string", "pattern": IDEMPOTENCY_KEY.pattern},
         }
+
+
+def _say_which_years(schema: Any) -> None:
+    """What is outside of the years 2 to 9998 cannot be written in every zone, and is refused."""
+    if isinstance(schema, dict):
+        if schema.get("format") == "date-time":
+            schema["pattern"] = "^(?!0000|0001|9999)"
+        for entry in schema.values():
+            _say_which_years(entry)
+    elif isinstance(schema, list):
+        for entry in schema:
+            _say_which_years(entry)
 
 
 def _say_what_types_cannot(components: dict[str, Any]) -> None:
