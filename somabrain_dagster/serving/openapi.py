@@ -182,4 +182,7 @@ def _say_what_types_cannot(components: dict[str, Any]) -> None:
         if name.endswith("Request") and "tenant_id" in schema["properties"]:
             schema["properties"]["tenant_id"].pop("default", None)
     feedback = components["FeedbackRequest"]
-    feedback["dependentRequired"] = {"helpful": ["recall_id"]}
+    feedback["anyOf"] = [
+        {"required": ["recall_id"], "properties": {"recall_id": {"type": "integer"}}},
+        {"properties": {"helpful": {"maxItems": 0}}},
+    ]

@@ -178,13 +178,15 @@ def decode(body: bytes | str, decoder: "msgspec.json.Decoder[Known]") -> Known:
         Problem: 400 where it is not JSON, 422 naming the field that is wrong.
     """
     try:
-        return decoder.decode(body)
-    except msgspec.ValidationError as error:
         try:
-            # To JSON Schema 2.0 is an integer.
-            return msgspec.convert(_whole(msgspec.json.decode(body)), decoder.type)
-        except msgspec.ValidationError:
-            raise invalid(str(error)) from error
+            return decoder.decode(body)
+        except msgspec.ValidationError as error:
+            # To JSON Schema 2.0 is an integer. What begins with another type may yet be no JSON.
+            value = _whole(msgspec.json.decode(body))
+            try:
+                return msgspec.convert(value, decoder.type)
+            except msgspec.ValidationError:
+                raise invalid(str(error)) from error
     except (msgspec.DecodeError, UnicodeError) as error:
         raise Problem(HTTPStatus.BAD_REQUEST, "not_json", f"the body is not JSON: {error}") from error
     except RecursionError as error:

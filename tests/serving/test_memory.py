@@ -4,6 +4,8 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
+
 from somabrain_dagster.memory.exporting import exported_lines
 from tests.serving.running import Running
 
@@ -79,3 +81,13 @@ def test_what_cannot_be_remembered_is_refused_by_name(service: Running, tenant: 
         empty = client.post("/memory/recall", json={"text": ""})
     assert [answer.status_code for answer in (blank, self_link, unknown, empty)] == [422, 409, 404, 422]
     assert "$.text" in blank.json()["detail"]
+
+
+@pytest.mark.parametrize("body", [b"[A-Za-z0-9]", b'5\xff+\n"', b"{", b""])
+@pytest.mark.parametrize(
+    "path", ["/memory/recall", "/memory/context", "/memory/remember", "/context/feedback"]
+)
+def test_what_is_no_json_is_said_to_be_none(service: Running, tenant: Tenant, path: str, body: bytes) -> None:
+    with service.client(tenant[1]) as client:
+        answer = client.post(path, content=body, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["type"]) == (400, "urn:somabrain:problem:not_json")
