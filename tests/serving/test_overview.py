@@ -143,7 +143,7 @@ def test_feedback_that_lands_is_seen_without_a_reload(service: Running, opened: 
     opened.evaluate("window.before = at('promoted').firstChild")
     say(service, key, 0.75, "a session of now")
     wait_for_text(opened, "feedback", "a session of now")
-    wait_for_text(opened, "summary", "1 feedback events")
+    wait_for_text(opened, "summary", "1 feedback event ")
     assert "to 1.0375 at version 1" in opened.evaluate(
         "document.querySelector('figure[data-weight=alpha] svg').getAttribute('aria-label')"
     )
