@@ -53,7 +53,7 @@ def test_every_block_of_the_page_runs_in_order(
         "? what was deleted since is not known here",
         "✓ it was signed with the key",
         " → ",
-        "Delete these corpora wherever they were pulled to",
+        "Delete these corpora, here and wherever they were pulled to",
     ):
         assert said in printed
     assert re.search(r"person-31267496: [1-9][\d,]* memories erased", printed)
