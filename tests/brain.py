@@ -1,12 +1,16 @@
 """What the tests of the store share: tenants of their own, feedback in few words, a whole log checked."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
 import msgspec
+import psycopg
+from psycopg import sql
 from psycopg.rows import dict_row
 
+from somabrain_dagster.embedded import PostgresServer
 from somabrain_dagster.learning.configuration import LearningConfiguration
 from somabrain_dagster.store.adaptation import (
     AdaptationState,
@@ -164,3 +168,26 @@ def learned(database: Database, tenant_id: str) -> Row:
 def to_tenant(feedback: Feedback, tenant_id: str) -> Feedback:
     """The same words of another tenant."""
     return msgspec.structs.replace(feedback, tenant_id=tenant_id)
+
+
+@contextmanager
+def away(postgres: PostgresServer, database: Database) -> Iterator[None]:
+    """A database that nobody can connect to, and whose connections are ended."""
+    with psycopg.connect(postgres.admin_url(), autocommit=True) as admin:
+        name = psycopg.conninfo.conninfo_to_dict(database.url)["dbname"]
+
+        def allow(allowed: bool) -> None:
+            admin.execute(
+                sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS {}").format(
+                    sql.Identifier(str(name)), sql.Literal(allowed)
+                )
+            )
+
+        allow(False)
+        try:
+            admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,)
+            )
+            yield
+        finally:
+            allow(True)

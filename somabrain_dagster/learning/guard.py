@@ -10,6 +10,7 @@ micro-units, so that sums and sums of squares are exact and a decision cannot de
 batched. Whether the weights moved, and what to roll back to, the caller knows.
 """
 
+from collections.abc import Sequence
 from math import copysign, inf, sqrt
 
 import numpy as np
@@ -50,17 +51,49 @@ def first_trip(history: Micros, rewards: Micros, configuration: GuardConfigurati
     Returns:
         The position, or None where it does not trip. It never does before both windows are full.
     """
-    decisions = min(len(history), configuration.window - 1) + len(rewards) - configuration.window + 1
-    if not configuration.enabled or decisions < 1:
-        return None
-    stream = np.concatenate((remembered(history, rewards[:0], configuration), rewards))
+    return first_trips([history], rewards, [len(rewards)], configuration)[0]
+
+
+def first_trips(
+    histories: Sequence[Micros], rewards: Micros, lengths: Sequence[int], configuration: GuardConfiguration
+) -> list[int | None]:
+    """`first_trip` of T tenants at once.
+
+    Args:
+        histories: (T,), of each tenant.
+        rewards: (N,), one tenant after the other.
+        lengths: (T,), how many of them each tenant has.
+        configuration: the windows, and how many standard errors are too many.
+
+    Returns:
+        (T,), each a position among the tenant's own rewards.
+    """
+    tripped: list[int | None] = [None] * len(histories)
+    if not configuration.enabled:
+        return tripped
+    parts: list[Micros] = []
+    decisions: list[int] = []
+    ends: list[int] = []
+    first = end = 0
+    for history, length in zip(histories, lengths, strict=True):
+        kept = history[-(configuration.window - 1) :]
+        parts += (kept, rewards[first : first + length])
+        first += length
+        end += len(kept) + length
+        decisions.append(max(len(kept) + length - configuration.window + 1, 0))
+        ends.append(end)
+    if not any(decisions):
+        return tripped
+    counts = np.array(decisions)
+    upto = counts.cumsum()
+    stream = np.concatenate(parts)
     totals = np.concatenate(([0], np.cumsum(stream)))
     squares = np.concatenate(([0], np.cumsum(stream * stream)))
-    end = np.arange(configuration.window, len(stream) + 1)
-    middle = end - configuration.recent
-    begin = end - configuration.window
+    last = np.arange(1, upto[-1] + 1) + np.repeat(np.array(ends) - upto, counts)
+    middle = last - configuration.recent
+    begin = last - configuration.window
     recent, recent_error = _mean(
-        totals[end] - totals[middle], squares[end] - squares[middle], configuration.recent
+        totals[last] - totals[middle], squares[last] - squares[middle], configuration.recent
     )
     before, before_error = _mean(
         totals[middle] - totals[begin], squares[middle] - squares[begin], configuration.before
@@ -68,7 +101,10 @@ def first_trip(history: Micros, rewards: Micros, configuration: GuardConfigurati
     trips = np.flatnonzero(
         recent < before - configuration.standard_errors * np.sqrt(recent_error + before_error)
     )
-    return int(trips[0]) + len(rewards) - decisions if len(trips) else None
+    for trip in trips[::-1].tolist():
+        tenant = int(np.searchsorted(upto, trip, side="right"))
+        tripped[tenant] = trip - int(upto[tenant]) + lengths[tenant]
+    return tripped
 
 
 def fall(history: Micros, configuration: GuardConfiguration) -> float | None:

@@ -5,6 +5,7 @@ The result depends on each tenant's own events and their order alone, not on how
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from somabrain_dagster.learning.adaptation import credit_shifts, effective_rate, scalar_shifts
 from somabrain_dagster.learning.configuration import LearningConfiguration
 from somabrain_dagster.learning.features import Floats
-from somabrain_dagster.learning.guard import Micros, first_trip, remembered, to_micros
+from somabrain_dagster.learning.guard import Micros, first_trip, first_trips, remembered, to_micros
 from somabrain_dagster.learning.neuromodulators import RewardState, Trace, hold, trace_segments
 from somabrain_dagster.learning.shifts import Shifts, constant, scan_segments
 from somabrain_dagster.learning.weights import Nanos
@@ -197,12 +198,12 @@ def _roll_back(
     """
     guard = configuration.guard
     micros = to_micros(experience.reward)
-    ends = np.cumsum(experience.lengths)
-    for tenant, learner in enumerate(learners):
+    lengths: list[int] = experience.lengths.tolist()
+    trips = first_trips([learner.recent_rewards for learner in learners], micros, lengths, guard)
+    for tenant, (learner, trip, end) in enumerate(zip(learners, trips, accumulate(lengths), strict=True)):
         history = learner.recent_rewards
-        first = begin = int(ends[tenant] - experience.lengths[tenant])
-        end = int(ends[tenant])
-        while (trip := first_trip(history, micros[begin:end], guard)) is not None:
+        first = begin = end - lengths[tenant]
+        while trip is not None:
             event = begin + trip
             row = int(np.flatnonzero(lesson.events == event)[0])
             oldest = event - guard.recent + 1
@@ -220,6 +221,7 @@ def _roll_back(
                 _settle(lesson, learners)
                 history = micros[:0]
             begin = event + 1
+            trip = first_trip(history, micros[begin:end], guard)
         lesson.recent_rewards[tenant] = remembered(history, micros[begin:end], guard)
 
 

@@ -7,7 +7,6 @@ array of arrays would come out of `unnest` as single elements.
 import struct
 from collections.abc import Sequence
 from datetime import datetime
-from functools import lru_cache
 
 import numpy as np
 import psycopg
@@ -82,7 +81,7 @@ def bigints(values: Sequence[int] | NDArray[np.int64]) -> BigintColumn:
             elements["value"] = values
             return BigintColumn(20, len(values), False, elements.tobytes())
         values = values.tolist()
-    return BigintColumn(20, len(values), False, _packed("q", values))
+    return BigintColumn(20, len(values), False, frames.eights("q", values))
 
 
 def bigints_or_null(values: Sequence[int | None]) -> BigintColumn:
@@ -92,7 +91,7 @@ def bigints_or_null(values: Sequence[int | None]) -> BigintColumn:
 
 def floats(values: Sequence[float]) -> FloatColumn:
     """Floating-point numbers."""
-    return FloatColumn(701, len(values), False, _packed("d", values))
+    return FloatColumn(701, len(values), False, frames.eights("d", values))
 
 
 def floats_or_null(values: Sequence[float | None]) -> FloatColumn:
@@ -105,6 +104,11 @@ def texts(values: Sequence[str | None]) -> TextColumn:
     return TextColumn(25, len(values), None in values, b"".join(map(frames.text, values)))
 
 
+def names(values: Sequence[str | None]) -> TextColumn:
+    """Texts that many rows share, some of them null."""
+    return TextColumn(25, len(values), None in values, b"".join(map(frames.name, values)))
+
+
 def byteas(values: Sequence[bytes | None]) -> ByteaColumn:
     """Byte strings, some of them null."""
     return ByteaColumn(17, len(values), None in values, b"".join(map(frames.binary, values)))
@@ -113,15 +117,3 @@ def byteas(values: Sequence[bytes | None]) -> ByteaColumn:
 def timestamps(values: Sequence[datetime]) -> TimestampColumn:
     """Times with a zone."""
     return TimestampColumn(1184, len(values), False, b"".join(map(frames.timestamp, values)))
-
-
-def _packed(kind: str, values: Sequence[float]) -> bytes:
-    """Elements of eight bytes, each behind its size."""
-    elements: list[float] = [8] * (2 * len(values))
-    elements[1::2] = values
-    return _pairs(kind, len(values)).pack(*elements)
-
-
-@lru_cache(maxsize=1024)
-def _pairs(kind: str, count: int) -> struct.Struct:
-    return struct.Struct(">" + count * f"i{kind}")

@@ -32,21 +32,21 @@ OPERATOR_ROLE = "somabrain_operator"
 
 
 class _Pooled(psycopg.Connection[tuple[Any, ...]]):
-    """A connection that knows when it was given back."""
+    """A connection that knows when it was last of use."""
 
-    returned_at = 0.0
+    used_at = 0.0
 
 
 _TRUSTED_SECONDS = 1.0
 
-
-def _note_return(connection: _Pooled) -> None:
-    connection.returned_at = time.monotonic()
+_RECONNECT_SECONDS = 0.5
+"""How long the pool tries to replace a connection by itself, hence twice. Its pauses double: it would find a
+server that was away for a minute up to a minute late, and let nobody else try meanwhile."""
 
 
 def _check(connection: _Pooled) -> None:
     """Ask a connection whether it is alive, unless it was a moment ago: asking takes a round trip."""
-    if time.monotonic() - connection.returned_at > _TRUSTED_SECONDS:
+    if time.monotonic() - connection.used_at > _TRUSTED_SECONDS:
         ConnectionPool.check_connection(connection)
 
 
@@ -85,7 +85,7 @@ class Database:
             # tenant silently got fewer rows than exist. Plans are made for the values they run with.
             kwargs={"prepare_threshold": None, "options": f"-c plan_cache_mode=force_custom_plan {options}"},
             check=_check,
-            reset=_note_return,
+            reconnect_timeout=_RECONNECT_SECONDS,
         )
 
     def close(self) -> None:
@@ -99,6 +99,15 @@ class Database:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[_Pooled]:
+        # The pool would note its return as well, but by another thread, which costs a landing a switch to it.
+        with self._pool.connection() as connection:
+            try:
+                yield connection
+            finally:
+                connection.used_at = time.monotonic()
 
     @contextmanager
     def as_tenants(self, tenants: Sequence[str], *, keep_plans: bool = False) -> Iterator[Connection]:
@@ -115,7 +124,7 @@ class Database:
         """
         if any("," in tenant for tenant in tenants):
             raise ValueError(f"no tenant's name has a comma: {tenants}")
-        with self._pool.connection() as connection:
+        with self._transaction() as connection:
             connection.prepare_threshold = 0 if keep_plans else None
             try:
                 with connection.pipeline() if keep_plans else nullcontext():
@@ -134,14 +143,14 @@ class Database:
     @contextmanager
     def as_operator(self) -> Iterator[Connection]:
         """One transaction that sees all tenants."""
-        with self._pool.connection() as connection:
+        with self._transaction() as connection:
             connection.execute("SELECT set_config('role', %s, true)", (OPERATOR_ROLE,))
             yield connection
 
     @contextmanager
     def snapshot(self) -> Iterator[Connection]:
         """One read-only transaction over all tenants in which every query sees the same instant."""
-        with self._pool.connection() as connection:
+        with self._transaction() as connection:
             connection.isolation_level = IsolationLevel.REPEATABLE_READ
             connection.read_only = True
             try:
@@ -155,7 +164,7 @@ class Database:
     @contextmanager
     def as_owner(self) -> Iterator[Connection]:
         """One transaction as the owner of the tables, for maintenance."""
-        with self._pool.connection() as connection:
+        with self._transaction() as connection:
             yield connection
 
 

@@ -38,6 +38,7 @@ from somabrain_dagster.store.arrays import (
     byteas,
     floats,
     floats_or_null,
+    names,
     texts,
     timestamps,
 )
@@ -585,20 +586,20 @@ def event_digest(row: dict[str, Any]) -> bytes:
     return hashlib.sha256(
         b"".join(
             (
-                frames.text(row["tenant_id"]),
+                frames.name(row["tenant_id"]),
                 frames.bigint(row["seq"]),
                 frames.timestamp(row["created_at"]),
                 frames.timestamp(row["occurred_at"]),
                 frames.text(row["session_id"]),
-                frames.text(row["source"]),
+                frames.name(row["source"]),
                 frames.double(row["utility"]),
                 frames.double(row["reward"]),
                 frames.bigint(row["recall_id"]),
-                frames.text(row["label"]),
+                frames.name(row["label"]),
                 frames.binary(None if row["helpful"] is None else canonical_json(row["helpful"])),
-                frames.text(row["arm"]),
+                frames.name(row["arm"]),
                 frames.binary(canonical_json(row["metadata"])),
-                *[frames.double(row[name]) for name in _TRACED],
+                frames.doubles([row[name] for name in _TRACED]),
             )
         )
     ).digest()
@@ -691,18 +692,18 @@ def _insert_events(connection: Connection, rows: Sequence[dict[str, Any]]) -> No
         )
         """,
         (
-            texts(column("tenant_id")),
+            names(column("tenant_id")),
             bigints(column("seq")),
             timestamps(column("created_at")),
             timestamps(column("occurred_at")),
             texts(column("session_id")),
-            texts(column("source")),
+            names(column("source")),
             floats(column("utility")),
             floats_or_null(column("reward")),
             bigints_or_null(column("recall_id")),
-            texts(column("label")),
+            names(column("label")),
             texts([_json_or_null(helpful) for helpful in column("helpful")]),
-            texts(column("arm")),
+            names(column("arm")),
             texts([_json_or_null(metadata) for metadata in column("metadata")]),
             *(floats(column(name)) for name in _TRACED),
             byteas(column("digest")),
@@ -723,7 +724,7 @@ def _insert_keys(connection: Connection, rows: Sequence[dict[str, Any]]) -> None
         )
         """,
         (
-            texts([row["tenant_id"] for row in rows]),
+            names([row["tenant_id"] for row in rows]),
             texts([row["key"] for row in rows]),
             byteas([row["digest"] for row in rows]),
             bigints([row["seq"] for row in rows]),
@@ -765,7 +766,7 @@ def _update_states(
         """,
         {
             "k": len(states[0].weights) if states else 1,
-            "tenant_id": texts([state.tenant_id for state in states]),
+            "tenant_id": names([state.tenant_id for state in states]),
             "locked_version": bigints([locked[state.tenant_id].state.version for state in states]),
             "version": bigints([state.version for state in states]),
             "weights": bigints(np.array([state.weights for state in states])),

@@ -13,7 +13,7 @@ from somabrain_dagster.store.arrays import (
     bigints,
     bigints_or_null,
     byteas,
-    texts,
+    names,
     timestamps,
 )
 from somabrain_dagster.store.database import Connection
@@ -63,10 +63,10 @@ class WeightChange(msgspec.Struct, frozen=True, kw_only=True):
             b"".join(
                 (
                     previous,
-                    frames.text(self.tenant_id),
+                    frames.name(self.tenant_id),
                     frames.bigint(self.version),
                     frames.timestamp(self.created_at),
-                    frames.text(self.cause),
+                    frames.name(self.cause),
                     frames.bigints(self.shift),
                     frames.bigints(self.low),
                     frames.bigints(self.high),
@@ -140,10 +140,10 @@ def insert_changes(connection: Connection, changes: Sequence[WeightChange], hash
         _INSERT_CHANGES,
         {
             "k": len(changes[0].shift) if changes else 1,
-            "tenant_id": texts([change.tenant_id for change in changes]),
+            "tenant_id": names([change.tenant_id for change in changes]),
             "version": bigints([change.version for change in changes]),
             "created_at": timestamps([change.created_at for change in changes]),
-            "cause": texts([change.cause for change in changes]),
+            "cause": names([change.cause for change in changes]),
             "shift": bigints([value for change in changes for value in change.shift]),
             "bound": bigints([0 if change.low is None else next(places) for change in changes]),
             "low": bigints([value for change in bounded for value in change.low or ()]),

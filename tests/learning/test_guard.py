@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import ttest_ind
 
 from somabrain_dagster.learning.configuration import GuardConfiguration, LearningConfiguration
-from somabrain_dagster.learning.guard import Micros, fall, first_trip, remembered, to_micros
+from somabrain_dagster.learning.guard import Micros, fall, first_trip, first_trips, remembered, to_micros
 
 pytestmark = pytest.mark.learning
 
@@ -110,6 +110,18 @@ def test_what_is_remembered_is_what_the_next_decision_needs(
     kept = remembered(NONE, history, guard)
     assert len(kept) == min(len(first), guard.window - 1)
     assert first_trip(kept, rewards, guard) == first_trip(history, rewards, guard)
+
+
+@given(small_guards, st.lists(st.tuples(reward_streams, reward_streams), max_size=5))
+def test_tenants_together_trip_as_each_does_alone(
+    guard: GuardConfiguration, tenants: list[tuple[list[float], list[float]]]
+) -> None:
+    histories = [to_micros(history) for history, _ in tenants]
+    rewards = [to_micros(new) for _, new in tenants]
+    together = first_trips(histories, np.concatenate([NONE, *rewards]), [len(new) for new in rewards], guard)
+    assert together == [
+        first_trip(history, new, guard) for history, new in zip(histories, rewards, strict=True)
+    ]
 
 
 @given(reward_streams)

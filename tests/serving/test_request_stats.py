@@ -1,20 +1,15 @@
 """How requests went, by tenant and minute: what the service counts and what a canary's guardrails read."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-
-import psycopg
-from psycopg import sql
 
 from somabrain_dagster.embedded import PostgresServer, ValkeyServer
 from somabrain_dagster.learning.guardrails import LATENCY_EDGES, GuardrailRule, RequestCounts
 from somabrain_dagster.serving.request_tallies import RequestTallies
 from somabrain_dagster.store.database import Database
 from somabrain_dagster.store.request_stats import Tally, add_requests, guardrails, read_requests
-from tests.brain import new_tenant, new_tenants
+from tests.brain import away, new_tenant, new_tenants
 from tests.serving.conftest import QUICK
 from tests.serving.running import Running, running, until
 
@@ -97,29 +92,6 @@ def test_guardrails_compare_two_groups_since_a_time(shared_database: Database) -
     assert [gate.passed for gate in good.values()] == [True, True]
     assert [gate.passed for gate in bad.values()] == [True, False]
     assert all(gate.missing and not gate.passed for gate in early.values())
-
-
-@contextmanager
-def away(postgres: PostgresServer, database: Database) -> Iterator[None]:
-    """A database that nobody can connect to, and whose connections are ended."""
-    with psycopg.connect(postgres.admin_url(), autocommit=True) as admin:
-        name = psycopg.conninfo.conninfo_to_dict(database.url)["dbname"]
-
-        def allow(allowed: bool) -> None:
-            admin.execute(
-                sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS {}").format(
-                    sql.Identifier(str(name)), sql.Literal(allowed)
-                )
-            )
-
-        allow(False)
-        try:
-            admin.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,)
-            )
-            yield
-        finally:
-            allow(True)
 
 
 def test_a_database_that_is_away_loses_no_counts(owner_url: str, postgres: PostgresServer) -> None:
