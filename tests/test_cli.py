@@ -64,15 +64,23 @@ def test_replay_says_what_it_replayed(environment: dict[str, str], tenants: list
     assert "not so" not in output
 
 
+@pytest.mark.parametrize("options", [[], ["--fold"]])
 def test_replay_names_the_tenant_and_the_weight_that_a_nano_unit_was_added_to(
-    environment: dict[str, str], database: Database, tenants: list[str]
+    environment: dict[str, str], database: Database, tenants: list[str], options: list[str]
 ) -> None:
     nudge_live_alpha(database, tenants[1])
-    code, output = run(environment, "replay")
+    code, output = run(environment, "replay", *options)
     assert code == 1
     assert "not so: replay equals live" in output
     assert re.search(rf"{tenants[1]}, live state: alpha is \d+ nano-units, .*\(\+1\)", output)
     assert tenants[0] not in output
+
+
+def test_a_fold_says_what_it_compared_and_nothing_else(
+    environment: dict[str, str], tenants: list[str]
+) -> None:
+    code, output = run(environment, "replay", "--fold")
+    assert (code, output) == (0, "✓ replay equals live\n✓ versions have no gap\n")
 
 
 def test_replay_names_a_change_that_was_forged_with_its_whole_hash_chain(

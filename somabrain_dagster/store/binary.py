@@ -1,18 +1,24 @@
 """Read a query of fixed-size columns straight into a numpy array, by Postgres' binary COPY."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from psycopg import sql
+from psycopg.abc import Buffer
 
 from somabrain_dagster.store.database import Connection
 
 Kind = Literal["int2", "int4", "int8", "float8", "bool", "digest", "timestamptz"] | int
 """The type of a column; a number n stands for a bigint[] of n elements."""
 
+BLOCK_ROWS = 8_192
+"""Rows that are read together: enough that numpy has its work, few enough that they stay in the cache."""
+
 _SIGNATURE = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
+_END = b"\xff\xff"
 _SCALARS = {
     "int2": ">i2",
     "int4": ">i4",
@@ -43,6 +49,14 @@ def read_columns(
     Raises:
         ValueError: a row is of another size: a column is null or of another type or length.
     """
+    blocks = list(read_blocks(connection, query, columns))
+    return {name: np.concatenate([block.pop(name) for block in blocks]) for name in columns}
+
+
+def read_blocks(
+    connection: Connection, query: sql.Composable, columns: Mapping[str, Kind], rows: int = BLOCK_ROWS
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """The same, in blocks of so many consecutive rows, the last of fewer or none, as they come."""
     fields: list[Any] = [("fields", ">i2")]
     sizes = {}
     for name, kind in columns.items():
@@ -57,20 +71,29 @@ def read_columns(
 
     statement = sql.SQL("COPY ({}) TO STDOUT (FORMAT binary)").format(query)
     with connection.cursor().copy(statement) as copy:
-        data = b"".join(copy)
-    body = memoryview(data)[len(_SIGNATURE) : -2]
-    if len(body) % row.itemsize:
-        raise ValueError(
-            f"the rows are not all of {row.itemsize} bytes: a column is null or of another length"
-        )
-    rows = np.frombuffer(body, dtype=row)
-    for name, size in sizes.items():
-        if (rows[f"{name}:size"] != size).any():
-            raise ValueError(f"column {name} is not of {size} bytes in every row")
-    return {
-        name: _native(rows[name]["value"] if isinstance(kind, int) else rows[name])
-        for name, kind in columns.items()
-    }
+        for body in _bodies(copy, rows):
+            if len(body) % row.itemsize:
+                raise ValueError(
+                    f"the rows are not all of {row.itemsize} bytes: a column is null or of another length"
+                )
+            read = np.frombuffer(body, dtype=row)
+            for name, size in sizes.items():
+                if (read[f"{name}:size"] != size).any():
+                    raise ValueError(f"column {name} is not of {size} bytes in every row")
+            yield {
+                name: _native(read[name]["value"] if isinstance(kind, int) else read[name])
+                for name, kind in columns.items()
+            }
+
+
+def _bodies(messages: Iterable[Buffer], rows: int) -> Iterator[memoryview]:
+    """What lies between the signature and the end of a binary COPY, cut between rows."""
+    coming = iter(messages)  # a row each; what begins and ends all of it comes with a row or alone
+    block = memoryview(b"".join(islice(coming, rows)))[len(_SIGNATURE) :]
+    while block:
+        then = memoryview(b"".join(islice(coming, rows)))
+        yield block if then else block[: -len(_END)]
+        block = then
 
 
 def _native(values: NDArray[Any]) -> NDArray[Any]:

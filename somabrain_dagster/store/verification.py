@@ -9,7 +9,7 @@ kept. An event that is gone must be within a seal, and the seal must be the one 
 give: so of pruned feedback it stays proven which it was, though no longer what it said.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -32,15 +32,13 @@ from somabrain_dagster.learning.lesson import (
 )
 from somabrain_dagster.learning.neuromodulators import RewardState, Trace, hold, trace_segments
 from somabrain_dagster.learning.policy import Scales, rescaled
-from somabrain_dagster.learning.replay import Log, replay
+from somabrain_dagster.learning.replay import Log, Replaying, joined
 from somabrain_dagster.learning.shifts import Shifts, constant
 from somabrain_dagster.learning.weights import NAMES, WEIGHTS, Nanos
 from somabrain_dagster.store.adaptation import (
     ADOPTION,
     START,
     AdaptationState,
-    read_configurations,
-    read_states,
 )
 from somabrain_dagster.store.audit import SYSTEM
 from somabrain_dagster.store.binary import Kind, read_columns
@@ -49,6 +47,7 @@ from somabrain_dagster.store.database import Connection
 from somabrain_dagster.store.feedback_contract import Helpful
 from somabrain_dagster.store.frames import microseconds
 from somabrain_dagster.store.landing import credited_signals, event_digest, logged_recall
+from somabrain_dagster.store.log_reading import Column, LogReader
 from somabrain_dagster.store.partition_seals import Seal, read_seals, root_of, root_of_seals, within_seals
 from somabrain_dagster.store.positions import Head
 from somabrain_dagster.store.promotions import (
@@ -188,22 +187,16 @@ class WeightLog:
         return int(np.searchsorted(self.first_rows, row, side="right")) - 1
 
 
-_LOG_COLUMNS: Mapping[str, Kind] = {
-    "tenant": "int4",
-    "version": "int8",
-    "landed": "timestamptz",
-    "cause": "int4",
-    "explicit": "bool",
-    "shift": _K,
-    "low": _K,
-    "high": _K,
-    "after": _K,
-    "configuration": "int4",
-    "event_seq": "int8",
-    "event_digest": "digest",
-    "restored": "int8",
-    "promotion": "int8",
-    "scales": "int8",
+_ANSWERS: Mapping[str, Column] = {
+    "landed": Column(sql.SQL("c.created_at"), "timestamptz"),
+    "cause": Column(
+        sql.SQL("coalesce(array_position({}, c.cause), 0) - 1").format(sql.Literal(list(_CAUSES))), "int4"
+    ),
+    "event_seq": Column(sql.SQL("coalesce(c.event_seq, 0)"), "int8"),
+    "event_digest": Column(sql.SQL("coalesce(c.event_digest, {})").format(sql.Literal(bytes(32))), "digest"),
+    "restored": Column(sql.SQL("coalesce(c.restored_version, -1)"), "int8"),
+    "promotion": Column(sql.SQL("coalesce(c.promotion, 0)"), "int8"),
+    "scales": Column(sql.SQL("coalesce(c.scale_version, 0)"), "int8"),
 }
 
 
@@ -213,52 +206,21 @@ def read_log(connection: Connection) -> WeightLog:
     Args:
         connection: a snapshot, so that both are of one instant.
     """
-    states = read_states(connection)
-    by_digest = read_configurations(connection)
-    columns = read_columns(
-        connection,
-        sql.SQL(
-            """
-            SELECT
-                t.position::int4 - 1, c.version, c.created_at,
-                coalesce(array_position({causes}, c.cause), 0) - 1,
-                c.low IS NOT NULL, c.shift, coalesce(c.low, {zeros}), coalesce(c.high, {zeros}), c.after,
-                coalesce(array_position({digests}, c.configuration), 0) - 1,
-                coalesce(c.event_seq, 0), coalesce(c.event_digest, {nothing}),
-                coalesce(c.restored_version, -1), coalesce(c.promotion, 0), coalesce(c.scale_version, 0)
-            FROM weight_changes c
-            JOIN unnest({tenants}) WITH ORDINALITY AS t (tenant_id, position) USING (tenant_id)
-            ORDER BY c.tenant_id, c.version
-            """
-        ).format(
-            causes=sql.Literal(list(_CAUSES)),
-            nothing=sql.Literal(bytes(32)),
-            zeros=sql.Literal([0] * _K) + sql.SQL("::bigint[]"),
-            digests=sql.Literal(list(by_digest)) + sql.SQL("::bytea[]"),
-            tenants=sql.Literal([state.tenant_id for state in states]) + sql.SQL("::text[]"),
-        ),
-        _LOG_COLUMNS,
-    )
-    known = list(by_digest.values())
-    low, high = columns["low"], columns["high"]
-    for position, configuration in enumerate(known):
-        inherits = ~columns["explicit"] & (columns["configuration"] == position)
-        low[inherits], high[inherits] = configuration.low_nanos, configuration.high_nanos
-    tenants = [state.tenant_id for state in states]
-    lengths = np.bincount(columns["tenant"], minlength=len(states))
+    reader = LogReader.of(connection)
+    blocks = list(reader.blocks(_ANSWERS))
+    columns = {
+        name: np.concatenate([columns.pop(name) for _, columns in blocks])
+        for name in ("explicit", "configuration", *_ANSWERS)
+    }
+    tenants = [state.tenant_id for state in reader.states]
     seals = read_seals(connection, "feedback_events")
     return WeightLog(
         tenants=tenants,
-        log=Log(
-            lengths=lengths,
-            versions=columns["version"],
-            shifts=Shifts(columns["shift"], low, high),
-            after=columns["after"],
-        ),
+        log=joined([changes for changes, _ in blocks]),
         causes=columns["cause"],
         explicit=columns["explicit"],
         configurations=columns["configuration"],
-        known=known,
+        known=list(reader.configurations.values()),
         event_seqs=columns["event_seq"],
         event_digests=columns["event_digest"],
         restored=columns["restored"],
@@ -266,13 +228,11 @@ def read_log(connection: Connection) -> WeightLog:
         promoted={promotion.version: promotion for promotion in read_promotions(connection)},
         named_scales=columns["scales"],
         scales={known.scales.version: known.scales for known in list_scales(connection)},
-        scale_versions=np.array(
-            read_scale_versions(connection, [state.tenant_id for state in states]), dtype=np.int64
-        ),
+        scale_versions=np.array(read_scale_versions(connection, tenants), dtype=np.int64),
         fits={(fit.tenant_id, fit.applied_version or 0): fit for fit in read_applied_fits(connection)},
         seals=seals,
-        sealed=_sealed(seals, tenants, lengths, columns["landed"], columns["event_seq"]),
-        states=states,
+        sealed=_sealed(seals, tenants, reader.lengths, columns["landed"], columns["event_seq"]),
+        states=reader.states,
     )
 
 
@@ -295,28 +255,43 @@ def _sealed(
 
 def replay_findings(log: WeightLog) -> Iterator[Finding]:
     """Where the log contradicts itself or the live state."""
-    again = replay(log.log)
-    for row in again.gaps.tolist():
-        yield Finding(
-            GAPS,
-            log.tenant_of(row),
-            int(log.log.versions[row]),
-            "this version does not follow the one before",
-        )
-    wrong = set(again.wrong.tolist())
-    for row in sorted(wrong):
-        yield Finding(
-            REPLAY,
-            log.tenant_of(row),
-            int(log.log.versions[row]),
-            "the weights after it are not the weights before it, shifted and clipped",
-        )
-    for state, weights, length in zip(log.states, again.weights, log.log.lengths.tolist(), strict=True):
+    return _replayed([log.log], log.states)
+
+
+def folded_findings(connection: Connection) -> Iterator[Finding]:
+    """The same, of a log of any length: no more than a block of it is held at once.
+
+    Args:
+        connection: a snapshot.
+    """
+    reader = LogReader.of(connection)
+    return _replayed((block for block, _ in reader.blocks()), reader.states)
+
+
+def _replayed(blocks: Iterable[Log], states: Sequence[AdaptationState]) -> Iterator[Finding]:
+    replaying = Replaying(len(states), _K)
+    for block in blocks:
+        gaps, wrong = replaying.add(block)
+        ends = np.cumsum(block.lengths)
+        for claim, message, rows in (
+            (GAPS, "this version does not follow the one before", gaps),
+            (REPLAY, "the weights after it are not the weights before it, shifted and clipped", wrong),
+        ):
+            owners = np.searchsorted(ends, rows, side="right").tolist()
+            for owner, version in zip(owners, block.versions[rows].tolist(), strict=True):
+                yield Finding(claim, states[owner].tenant_id, version, message)
+    yield from _differing(states, replaying)
+
+
+def _differing(states: Sequence[AdaptationState], replaying: Replaying) -> Iterator[Finding]:
+    for state, folded, length in zip(
+        states, replaying.weights.tolist(), replaying.lengths.tolist(), strict=True
+    ):
         if state.version != length - 1:
             yield Finding(
                 REPLAY, state.tenant_id, None, f"is at version {state.version}, the log at {length - 1}"
             )
-        for name, live, replayed in zip(NAMES, state.weights.tolist(), weights.tolist(), strict=True):
+        for name, live, replayed in zip(NAMES, state.weights.tolist(), folded, strict=True):
             if live != replayed:
                 yield Finding(
                     REPLAY,

@@ -1,13 +1,14 @@
 """Replay finds a sound log sound, and every gap and every altered row."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from somabrain_dagster.learning.replay import Log, replay
+from somabrain_dagster.learning.replay import Log, Replaying, joined, replay
 from somabrain_dagster.learning.shifts import LARGEST_SHIFT, UNBOUNDED, Shifts, scan_segments
 
 pytestmark = pytest.mark.learning
@@ -74,6 +75,40 @@ def test_a_missing_version_is_found_where_it_is_due(log: Log, data: st.DataObjec
     versions[first + lost : first + log.lengths[tenant]] += 1
     replayed = replay(replace(log, versions=versions))
     assert replayed.gaps.tolist() == [first + lost]
+
+
+def cut(log: Log, places: list[int]) -> list[Log]:
+    """The log in blocks that end at these rows and at its end."""
+    owners = np.repeat(np.arange(len(log.lengths)), log.lengths)
+    return [
+        Log(
+            np.bincount(owners[begin:end], minlength=len(log.lengths)),
+            log.versions[begin:end],
+            log.shifts[begin:end],
+            log.after[begin:end],
+        )
+        for begin, end in pairwise([0, *sorted(places), len(owners)])
+    ]
+
+
+@given(logs, st.data())
+def test_a_log_that_comes_in_blocks_is_replayed_as_the_whole(log: Log, data: st.DataObject) -> None:
+    rows = st.integers(0, len(log.versions))
+    row, places = data.draw(rows), data.draw(st.lists(rows, max_size=4))
+    log.after[row:, 0] += data.draw(st.integers(-1, 1))
+    log.versions[data.draw(rows) :] += data.draw(st.integers(0, 1))
+    blocks = cut(log, places)
+    whole, replaying = replay(log), Replaying(len(log.lengths), K)
+    gaps, wrong, begins = [], [], 0
+    for block in blocks:
+        found = replaying.add(block)
+        gaps += (found[0] + begins).tolist()
+        wrong += (found[1] + begins).tolist()
+        begins += len(block.versions)
+    assert (gaps, wrong) == (whole.gaps.tolist(), whole.wrong.tolist())
+    assert replaying.weights.tolist() == whole.weights.tolist()
+    assert replaying.lengths.tolist() == log.lengths.tolist()
+    assert joined(blocks).shifts.low.tolist() == log.shifts.low.tolist()
 
 
 def test_the_first_gap_of_each_tenant_is_reported() -> None:
