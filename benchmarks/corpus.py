@@ -7,7 +7,8 @@ makes a corpus of it, without tokens and with GPT-2's. Beside it stand the plain
 json.dumps` line by line, and `datasets.load_dataset("json")` where that is installed.
 
 Each is a program of its own, its start included. Memory is that of all its processes together, ten times a
-second: their proportional set size, in which what several share is counted once.
+second: their proportional set size, in which what several share is counted once. Writes
+reports/bench-corpus.json.
 """
 
 import argparse
@@ -18,16 +19,25 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
 
+from benchmarks.report import Figures, write_report
 from somabrain_dagster.operations.chitchat import Conversation, read_chitchat
 
 EXPORT = Path(__file__).parent.parent / "scripts" / "export_learning_corpus.py"
 LOOK_SECONDS = 0.1
+LOOP, UNCOUNTED, COUNTED, READ = "plain loop", "tokens not counted", "GPT-2's tokens", "datasets"
+SAID = {
+    LOOP: "plain loop, one process",
+    UNCOUNTED: "corpus, tokens not counted",
+    COUNTED: "corpus, GPT-2's tokens",
+    READ: '`datasets.load_dataset("json")`',
+}
+REPORT = Path("reports/bench-corpus.json")
 PLAIN_LOOP = """
 import json, sys
 with open(sys.argv[1]) as read, open(sys.argv[2], "w") as written:
@@ -128,11 +138,43 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where there is room for four times as much")
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(dir=arguments.folder))
+    load = os.getloadavg()[0]
     try:
-        for what, records in (("word for word", repeated), ("put together anew", put_together)):
-            compare(folder, what, arguments.megabytes, records, arguments.workers, arguments.datasets)
+        found = {
+            what: compare(folder, what, arguments.megabytes, records, arguments.workers, arguments.datasets)
+            for what, records in (("word for word", repeated), ("put together anew", put_together))
+        }
     finally:
         shutil.rmtree(folder)
+    write_report(
+        REPORT,
+        [table(what, arguments.megabytes, ways) for what, ways in found.items()],
+        {},
+        packages=("rensa", "zstandard"),
+        load_before=load,
+        workers=arguments.workers,
+        measured={what: {way: asdict(one) for way, one in ways.items()} for what, ways in found.items()},
+    )
+
+
+def table(what: str, megabytes: int, ways: Mapping[str, Measured]) -> Figures:
+    """What each way took, beside the plain loop."""
+    loop = ways[LOOP]
+    return Figures(
+        f"{megabytes:,} MB of conversations, {what}",
+        ("", "seconds", "MB/s", "processor seconds", "memory MB", "× the plain loop"),
+        [
+            (
+                SAID[way],
+                f"{one.seconds:.1f}",
+                f"{megabytes / one.seconds:.0f}",
+                f"{one.processor:.1f}",
+                f"{one.peak:,.0f}",
+                f"{one.seconds / loop.seconds:.2f}",
+            )
+            for way, one in ways.items()
+        ],
+    )
 
 
 def compare(
@@ -141,26 +183,31 @@ def compare(
     megabytes: int,
     records: Callable[[list[Conversation], int], Iterator[dict[str, object]]],
     workers: int,
-    datasets: str,
-) -> None:
+    datasets: str | Path,
+) -> dict[str, Measured]:
+    """Measure each way once, print what it took, and return those that could be run, by name."""
     source, target = folder / "input.jsonl", folder / "output.jsonl"
     lines = write_input(source, megabytes, records)
     size = source.stat().st_size / 1e6
     load = os.getloadavg()[0]
     print(f"\nChit-Chat repeated {what}: {size:,.0f} MB, {lines:,} records; load {load:.1f}", flush=True)
     loop = measured([sys.executable, "-c", PLAIN_LOOP, source, target])
+    found = {LOOP: loop}
     tell("plain loop, one process", loop, size, lines, loop)
     bare = {name: value for name, value in os.environ.items() if not name.startswith("SOMABRAIN_")}
     environment = bare | {"SOMABRAIN_HOME": str(folder / "home"), "SOMABRAIN_LEARNING_LOOP_ENABLED": "1"}
-    for tokenizer, counted in (("none", "tokens not counted"), ("gpt2", "GPT-2's tokens")):
+    for tokenizer, counted in (("none", UNCOUNTED), ("gpt2", COUNTED)):
         options = ["--metadata-out", str(folder / "run-metadata.json"), "--tokenizer", tokenizer]
         options += ["--workers", str(workers)]
         built = measured([sys.executable, EXPORT, source, target, *options], environment)
+        found[counted] = built
         tell(f"corpus, {workers} workers, {counted}", built, size, lines, loop)
     account = json.loads((folder / "run-metadata.json").read_text())
     stages = ", ".join(f"{one['stage']} {one['rejected']:,}" for one in account["stages"] if one["rejected"])
     print(f"    kept {account['splits']['train']['examples']:,}; left out: {stages}", flush=True)
-    tell('datasets.load_dataset("json")', measured([datasets, "-c", DATASETS, source]), size, lines, loop)
+    found[READ] = measured([datasets, "-c", DATASETS, source])
+    tell('datasets.load_dataset("json")', found[READ], size, lines, loop)
+    return {name: one for name, one in found.items() if one.code == 0}
 
 
 def tell(what: str, found: Measured, size: float, lines: int, loop: Measured) -> None:

@@ -15,6 +15,7 @@ import struct
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import count, cycle
 from pathlib import Path
 from typing import Any, cast
@@ -132,10 +133,19 @@ async def _load(
     due = iter(()) if rate is None else (began + number / rate for number in count())
     tally = Tally(began + warm, began + warm + seconds, due)
     turns = cycle(requests)
-    done = [loop.create_future() for _ in range(clients)]
-    for future in done:
-        await loop.create_connection(lambda future=future: _Client(turns, tally, future), host, port)  # type: ignore[misc]
-    await asyncio.wait_for(asyncio.gather(*done), warm + seconds + 30)
+
+    async def client() -> None:
+        # A server that closes a connection, as one does that replaces its workers, is connected to again.
+        while time.perf_counter() < tally.until:
+            done: asyncio.Future[None] = loop.create_future()
+            try:
+                await loop.create_connection(partial(_Client, turns, tally, done), host, port)
+            except OSError:
+                await asyncio.sleep(0.01)
+            else:
+                await done
+
+    await asyncio.wait_for(asyncio.gather(*(client() for _ in range(clients))), warm + seconds + 30)
     return tally
 
 

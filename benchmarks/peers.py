@@ -1,9 +1,9 @@
 """The peers that the service is measured beside, each in a virtual environment of its own under .somabrain/.
 
-Each is set up as its documentation says (default), and again with what makes it fast (tuned). MLflow and
-Feast keep what they are told in the same Postgres that the service writes to, so that an answer means the
-same: it is committed. Feast on Redis is measured too, though its answer means less: the latest value of each
-entity, synced each second.
+Each is set up as its documentation says (default), and again with what makes it fast (tuned). MLflow, Feast
+and Phoenix keep what they are told in the same Postgres that the service writes to, so that an answer means
+the same: it is committed. Two are measured though their answer means less: Feast on Redis, which has the
+latest value of each entity, synced each second, and Phoenix where it answers before it writes.
 """
 
 import json
@@ -16,6 +16,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -26,6 +27,14 @@ from benchmarks.load import request
 
 HOME = Path(".somabrain/peers").absolute()
 JSON = {"content-type": "application/json"}
+PACKAGES = {
+    "mlflow": "mlflow",
+    "feast": "feast",
+    "phoenix": "arize-phoenix",
+    "mem0": "mem0ai",
+    "datasets": "datasets",
+}
+"""By the name of its environment, the package whose version says what was measured."""
 START_SECONDS = 120
 INSTALL_SECONDS = 900
 
@@ -33,12 +42,24 @@ INSTALL_SECONDS = 900
 def versions() -> dict[str, str]:
     """Of the peers that are installed."""
     found = {}
-    for name in ("mlflow", "feast"):
+    for name, package in PACKAGES.items():
         python = HOME / name / "bin" / "python"
         if python.exists():
-            asked = [str(python), "-c", f"from importlib.metadata import version; print(version({name!r}))"]
-            found[name] = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+            asked = [
+                str(python),
+                "-c",
+                f"from importlib.metadata import version; print(version({package!r}))",
+            ]
+            found[package] = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
     return found
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What a peer is asked: to keep a feedback, and for what it knows of someone; none if it has no such."""
+
+    landing: list[bytes]
+    state: list[bytes]
 
 
 class PeerMissing(RuntimeError):
@@ -134,13 +155,14 @@ def _new_database(admin_url: str, name: str) -> str:
 
 
 @contextmanager
-def mlflow(admin_url: str, port: int, *, tuned: bool) -> Iterator[list[bytes]]:
+def mlflow(admin_url: str, port: int, *, tuned: bool) -> Iterator[Requests]:
     """MLflow's tracking server on Postgres, and requests that log a metric each."""
     bin_ = installed("mlflow", ["mlflow", "psycopg2-binary", "uvloop", "httptools"])
-    directory = HOME / f"mlflow-{'tuned' if tuned else 'default'}"
+    variant = _variant(tuned)
+    directory = HOME / f"mlflow-{variant}"
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    database = _new_database(admin_url, "peer_mlflow")
+    database = _new_database(admin_url, f"peer_mlflow_{variant}")
     options = ["--workers", "2", "--uvicorn-opts", "--loop uvloop --http httptools --log-level warning"]
     command: list[str | Path] = [
         bin_ / "mlflow",
@@ -163,23 +185,30 @@ def mlflow(admin_url: str, port: int, *, tuned: bool) -> Iterator[list[bytes]]:
         for _ in range(20):
             made = _asked_until_answered(f"{url}/api/2.0/mlflow/runs/create", {"experiment_id": "0"})
             runs.append(made["run"]["info"]["run_id"])  # type: ignore[index]
-        yield [
-            request(
-                "POST",
-                "/api/2.0/mlflow/runs/log-metric",
-                JSON,
-                json.dumps(
-                    {
-                        "run_id": runs[number % len(runs)],
-                        "key": "utility",
-                        "value": (number % 201 - 100) / 100,
-                        "timestamp": 1_600_000_000_000 + number,
-                        "step": number,
-                    }
-                ).encode(),
-            )
-            for number in range(20_000)
-        ]
+        yield Requests(
+            [
+                request(
+                    "POST",
+                    "/api/2.0/mlflow/runs/log-metric",
+                    JSON,
+                    json.dumps(
+                        {
+                            "run_id": runs[number % len(runs)],
+                            "key": "utility",
+                            "value": (number % 201 - 100) / 100,
+                            "timestamp": 1_600_000_000_000 + number,
+                            "step": number,
+                        }
+                    ).encode(),
+                )
+                for number in range(20_000)
+            ],
+            [request("GET", f"/api/2.0/mlflow/runs/get?run_id={run}", JSON) for run in runs],
+        )
+
+
+def _variant(tuned: bool) -> str:
+    return "tuned" if tuned else "default"
 
 
 _FEAST_STORE = """
@@ -223,9 +252,9 @@ view = FeatureView(
 
 
 @contextmanager
-def feast(admin_url: str, port: int, *, tuned: bool) -> Iterator[list[bytes]]:
+def feast(admin_url: str, port: int, *, tuned: bool) -> Iterator[Requests]:
     """Feast's feature server on Postgres, and requests that push a row each."""
-    parts = urlsplit(_new_database(admin_url, "peer_feast"))
+    parts = urlsplit(_new_database(admin_url, f"peer_feast_{_variant(tuned)}"))
     store = _FEAST_POSTGRES.format(
         host=parts.hostname,
         port=parts.port,
@@ -234,23 +263,23 @@ def feast(admin_url: str, port: int, *, tuned: bool) -> Iterator[list[bytes]]:
         password=parts.password,
     )
     pool = "  conn_type: pool\n  min_conn: 2\n  max_conn: 16\n" if tuned else ""
-    with _feast(port, store + pool, tuned=tuned) as requests:
+    with _feast(f"feast-{_variant(tuned)}", port, store + pool, tuned=tuned) as requests:
         yield requests
 
 
 @contextmanager
-def feast_on_redis(redis_url: str, port: int, *, tuned: bool) -> Iterator[list[bytes]]:
+def feast_on_redis(redis_url: str, port: int, *, tuned: bool) -> Iterator[Requests]:
     """Feast's feature server on a Redis-protocol server, and requests that push a row each."""
     parts = urlsplit(redis_url)
     store = _FEAST_REDIS.format(host=parts.hostname, port=parts.port, password=parts.password)
-    with _feast(port, store, tuned=tuned) as requests:
+    with _feast(f"feast-redis-{_variant(tuned)}", port, store, tuned=tuned) as requests:
         yield requests
 
 
 @contextmanager
-def _feast(port: int, store: str, *, tuned: bool) -> Iterator[list[bytes]]:
+def _feast(name: str, port: int, store: str, *, tuned: bool) -> Iterator[Requests]:
     bin_ = installed("feast", ["feast[postgres,redis]"])
-    directory = HOME / f"feast-{'tuned' if tuned else 'default'}"
+    directory = HOME / name
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     (directory / "feature_store.yaml").write_text(_FEAST_STORE.format(ttl=3600 if tuned else 60, store=store))
@@ -284,22 +313,108 @@ def _feast(port: int, store: str, *, tuned: bool) -> Iterator[list[bytes]]:
         *(options if tuned else []),
     ]
     with started(serve, f"http://127.0.0.1:{port}/health", directory, quiet):
-        yield [
-            request(
-                "POST",
-                "/push",
-                JSON,
-                json.dumps(
+        yield Requests(
+            [
+                request(
+                    "POST",
+                    "/push",
+                    JSON,
+                    json.dumps(
+                        {
+                            "push_source_name": "feedback",
+                            "to": "online",
+                            "df": {
+                                "tenant_id": [f"t{number % 100}"],
+                                "utility": [(number % 201 - 100) / 100],
+                                "event_timestamp": ["2026-01-01T00:00:00Z"],
+                            },
+                        }
+                    ).encode(),
+                )
+                for number in range(5_000)
+            ],
+            [
+                request(
+                    "POST",
+                    "/get-online-features",
+                    JSON,
+                    json.dumps(
+                        {"features": ["utility:utility"], "entities": {"tenant_id": [f"t{number}"]}}
+                    ).encode(),
+                )
+                for number in range(100)
+            ],
+        )
+
+
+@contextmanager
+def phoenix(admin_url: str, port: int, *, waits: bool) -> Iterator[Requests]:
+    """Arize Phoenix on Postgres, and requests that annotate a span each.
+
+    Args:
+        admin_url: the server on which it gets a database.
+        port: where it listens; the one after it is for its gRPC.
+        waits: whether it answers after its commit; by default it answers before it writes.
+    """
+    bin_ = installed("phoenix", ["arize-phoenix[pg]"])
+    variant = "waiting" if waits else "default"
+    directory = HOME / f"phoenix-{variant}"
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    variables = {
+        "PHOENIX_SQL_DATABASE_URL": _new_database(admin_url, f"peer_phoenix_{variant}"),
+        "PHOENIX_HOST": "127.0.0.1",
+        "PHOENIX_PORT": str(port),
+        "PHOENIX_GRPC_PORT": str(port + 1),
+        "PHOENIX_WORKING_DIR": str(directory),
+        "PHOENIX_TELEMETRY_ENABLED": "false",
+        "PHOENIX_ALLOW_EXTERNAL_RESOURCES": "false",
+    }
+    spans = [f"{number + 1:016x}" for number in range(100)]
+    url = f"http://127.0.0.1:{port}"
+    with started([bin_ / "phoenix", "serve"], f"{url}/healthz", directory, variables):
+        time_ = "2026-01-01T00:00:00+00:00"
+        _asked_until_answered(
+            f"{url}/v1/projects/default/spans",
+            {
+                "data": [
                     {
-                        "push_source_name": "feedback",
-                        "to": "online",
-                        "df": {
-                            "tenant_id": [f"t{number % 100}"],
-                            "utility": [(number % 201 - 100) / 100],
-                            "event_timestamp": ["2026-01-01T00:00:00Z"],
-                        },
+                        "name": "recall",
+                        "context": {"trace_id": span.zfill(32), "span_id": span},
+                        "span_kind": "RETRIEVER",
+                        "start_time": time_,
+                        "end_time": time_,
+                        "status_code": "OK",
                     }
-                ).encode(),
-            )
-            for number in range(5_000)
+                    for span in spans
+                ]
+            },
+        )
+        landing = [_annotation(spans[number % len(spans)], number, waits) for number in range(20_000)]
+        _asked_until_answered(f"{url}/v1/span_annotations?sync=true", _annotated(spans[-1], -1))
+        yield Requests(
+            landing,
+            [
+                request("GET", f"/v1/projects/default/span_annotations?span_ids={span}&limit=1", JSON)
+                for span in spans
+            ],
+        )
+
+
+def _annotation(span: str, number: int, waits: bool) -> bytes:
+    path = "/v1/span_annotations" + ("?sync=true" if waits else "")
+    return request("POST", path, JSON, json.dumps(_annotated(span, number)).encode())
+
+
+def _annotated(span: str, number: int) -> dict[str, object]:
+    return {
+        "data": [
+            {
+                "span_id": span,
+                "name": "utility",
+                "annotator_kind": "HUMAN",
+                "result": {"score": (number % 201 - 100) / 100},
+                "identifier": str(number),
+            }
         ]
+    }

@@ -13,7 +13,6 @@ exactly and then by an index.
 """
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -23,19 +22,18 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.embedding import Rate, embedding_rates
+from benchmarks.report import Figures, write_report
 from somabrain_dagster.learning.configuration import LearningConfiguration
 from somabrain_dagster.memory.embedding import MiniLM, Vectors, spoken
 from somabrain_dagster.memory.indexes import promote
 from somabrain_dagster.memory.memories import Memories
 from somabrain_dagster.memory.query import Query
 from somabrain_dagster.memory.vectors import as_text
-from somabrain_dagster.operations import provenance
 from somabrain_dagster.operations.chitchat import Message, read_chitchat
 from somabrain_dagster.operations.scratch import scratch_database
 from somabrain_dagster.settings import Settings
@@ -154,6 +152,11 @@ class Measured:
 
     def __str__(self) -> str:
         return f"{self.p50:8.1f} {self.p95:8.1f} {self.per_second:8.0f}"
+
+    @property
+    def cells(self) -> tuple[str, str]:
+        """As a report has it."""
+        return f"{self.p50:.1f} / {self.p95:.1f}", f"{self.per_second:,.0f}"
 
 
 def measure(calls: Sequence[Callable[[], object]]) -> Measured:
@@ -281,31 +284,58 @@ def main() -> None:
     corpus = read_corpus(settings.home, DIFFERENT)
     print(f"                       p50 ms   p95 ms     QPS of {CLIENTS} clients")
     rows = [row for size in arguments.sizes for row in by_size(settings, corpus, size, arguments.promoted)]
-    write_report(settings, load_before, embedding, rows)
+    tell(settings, load_before, embedding, rows)
 
 
-def write_report(
-    settings: Settings, load_before: float, embedding: Sequence[Rate], rows: Sequence[Row]
-) -> None:
+def tell(settings: Settings, load_before: float, embedding: Sequence[Rate], rows: Sequence[Row]) -> None:
+    """Write the report and print it."""
     with scratch_database(settings, "bench") as database, database.as_owner() as connection:
-        (postgres, pgvector) = connection.execute(
+        ((postgres, pgvector),) = connection.execute(
             "SELECT current_setting('server_version'), extversion FROM pg_extension WHERE extname = 'vector'"
-        ).fetchone() or (None, None)
-    report: dict[str, Any] = {
-        "commit": provenance.commit(),
-        "machine": provenance.machine(),
-        "versions": {"postgres": postgres, "pgvector": pgvector, "model": MiniLM.name},
-        "load": {"before": load_before, "after": os.getloadavg()[0]},
-        "tenants": TENANTS,
-        "different_texts": DIFFERENT,
-        "questions": QUESTIONS,
-        "clients": CLIENTS,
-        "embedding": [asdict(rate) for rate in embedding],
-        "recall": [asdict(row) for row in rows],
-    }
-    REPORT.parent.mkdir(exist_ok=True)
-    REPORT.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"written: {REPORT}")
+        ).fetchall()
+    write_report(
+        REPORT,
+        [
+            Figures(
+                f"Recall beside the bare query, {TENANTS} tenants of equal size; QPS of {CLIENTS} clients",
+                (
+                    "memories",
+                    "a tenant",
+                    "index",
+                    "bare p50 / p95 ms",
+                    "QPS",
+                    "recall p50 / p95 ms",
+                    "QPS",
+                ),
+                [
+                    (
+                        f"{row.memories:,}",
+                        f"{row.a_tenant:,}",
+                        row.backend,
+                        *row.bare.cells,
+                        *row.recall.cells,
+                    )
+                    for row in rows
+                ],
+            ),
+            Figures(
+                "Embedding, 1,000 messages of the same data",
+                ("threads", "texts a second", "one text alone p50 / p95 ms"),
+                [
+                    (str(rate.threads), f"{rate.texts_per_second:,.0f}", f"{rate.p50:.1f} / {rate.p95:.1f}")
+                    for rate in embedding
+                ],
+            ),
+        ],
+        {},
+        packages=("numpy", "onnxruntime", "psycopg"),
+        versions={"PostgreSQL": postgres, "pgvector": pgvector, "model": MiniLM.name},
+        load={"before": load_before, "after": os.getloadavg()[0]},
+        different_texts=DIFFERENT,
+        questions=QUESTIONS,
+        embedding=[asdict(rate) for rate in embedding],
+        recall=[asdict(row) for row in rows],
+    )
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -77,13 +78,18 @@ def program(command: Sequence[str], url: str, log: Path, variables: dict[str, st
 
 
 def measured(
-    name: str, port: int, requests: Sequence[bytes], seconds: float, place: Path
+    name: str,
+    port: int,
+    requests: Sequence[bytes],
+    seconds: float,
+    place: Path,
+    numbers: Sequence[int] = CLIENTS,
 ) -> list[dict[str, Any]]:
-    """What a second process sees of a contender, at each number of clients."""
+    """What a second process sees of a contender, at each of these numbers of clients."""
     path = place / "requests.bin"
     write_requests(path, requests)
     rows = []
-    for clients in CLIENTS:
+    for clients in numbers:
         command = [sys.executable, "-m", "benchmarks.load", "127.0.0.1", str(port), str(path)]
         options = ["--clients", str(clients), "--warm", "1.5", "--seconds", str(seconds)]
         done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=300, check=False)
@@ -92,7 +98,7 @@ def measured(
         row = {"contender": name, **json.loads(done.stdout)}
         answered = sum(row["statuses"].values())
         good = sum(count for status, count in row["statuses"].items() if int(status) < 400)
-        if good < answered and port != PEER:
+        if good < answered and port < PEER:
             raise RuntimeError(f"{name} refused: {row['statuses']}, {row['failure']}")
         # A peer that fails some is counted by what it did.
         row["rps"] = round(row["rps"] * good / max(answered, 1), 1)
@@ -141,70 +147,125 @@ def bare_commits(url: str) -> float:
         return 300 / (time.perf_counter() - began)
 
 
-Peer = Callable[[], AbstractContextManager[list[bytes]]]
+Peer = Callable[[], AbstractContextManager[peers.Requests]]
+
+
+@dataclass(frozen=True)
+class Brain:
+    """An empty brain with servers of its own.
+
+    Attributes:
+        url: of its database, as its owner.
+        floor_url: of another database on the same Postgres.
+        admin_url: of that Postgres.
+        redis_url: of its Valkey.
+        keys: of each tenant.
+        variables: by which a program of ours finds all of it.
+        durability: what makes an answer durable, as the server has it.
+    """
+
+    url: str
+    floor_url: str
+    admin_url: str
+    redis_url: str
+    keys: dict[str, str]
+    variables: dict[str, str]
+    durability: dict[str, str]
+
+
+@contextmanager
+def brain(place: Path) -> Iterator[Brain]:
+    """Servers and a brain in this directory until the end of the block, with the tenants of Chit-Chat."""
+    try:
+        postgres = start_postgres(place)
+        valkey = start_valkey(place)
+        ensure_database(postgres, "brain")
+        ensure_database(postgres, "floor")
+        url = postgres.url("brain")
+        migrate(url)
+        tenants = read_chitchat(100).tenants
+        with Database(url) as database:
+            with database.as_operator() as connection:
+                create_tenants(connection, tenants, LearningConfiguration())
+                keys = {name: create_key(connection, name, "tenant", "benchmark") for name in tenants}
+            settings = durability(database)
+        yield Brain(
+            url,
+            postgres.url("floor"),
+            postgres.admin_url(),
+            valkey.url,
+            keys,
+            {
+                "SOMABRAIN_DATABASE_URL": url,
+                "SOMABRAIN_DAGSTER_DATABASE_URL": url,
+                "SOMABRAIN_REDIS_URL": valkey.url,
+            },
+            settings,
+        )
+    finally:
+        stop_valkey(place)
+        stop_postgres(place)
 
 
 def run(seconds: float, with_peers: bool, place: Path) -> dict[str, Any]:
     """Measure every contender and return the report."""
-    load_before = os.getloadavg()
-    postgres = start_postgres(place)
-    valkey = start_valkey(place)
-    ensure_database(postgres, "brain")
-    ensure_database(postgres, "floor")
-    migrate(postgres.url("brain"))
-    configuration = LearningConfiguration()
-    tenants = read_chitchat(100).tenants
-    with Database(postgres.url("brain")) as database:
-        with database.as_operator() as connection:
-            create_tenants(connection, tenants, configuration)
-            keys = {name: create_key(connection, name, "tenant", "benchmark") for name in tenants}
-        settings = durability(database)
-    commits = [bare_commits(postgres.url("floor"))]
-    variables = {
-        "SOMABRAIN_DATABASE_URL": postgres.url("brain"),
-        "SOMABRAIN_DAGSTER_DATABASE_URL": postgres.url("brain"),
-        "SOMABRAIN_REDIS_URL": valkey.url,
+    with brain(place) as held:
+        return compare(held, seconds, with_peers, place)
+
+
+def state_requests(keys: Iterable[str]) -> list[bytes]:
+    """A read of each tenant's weights, with its key."""
+    return [request("GET", "/context/adaptation/state", {"authorization": f"Bearer {key}"}) for key in keys]
+
+
+def peers_of(held: Brain, port: int) -> dict[str, Peer]:
+    """The peers, each on this port once it is entered."""
+    admin, redis = held.admin_url, held.redis_url
+    return {
+        "MLflow": lambda: peers.mlflow(admin, port, tuned=False),
+        "MLflow, tuned": lambda: peers.mlflow(admin, port, tuned=True),
+        "Feast": lambda: peers.feast(admin, port, tuned=False),
+        "Feast, tuned": lambda: peers.feast(admin, port, tuned=True),
+        "Feast on Redis": lambda: peers.feast_on_redis(redis, port, tuned=False),
+        "Feast on Redis, tuned": lambda: peers.feast_on_redis(redis, port, tuned=True),
+        "Phoenix": lambda: peers.phoenix(admin, port, waits=False),
+        "Phoenix, waiting for its commit": lambda: peers.phoenix(admin, port, waits=True),
     }
+
+
+def compare(held: Brain, seconds: float, with_peers: bool, place: Path) -> dict[str, Any]:
+    """Measure every contender and return the report."""
+    load_before = os.getloadavg()
+    keys = held.keys
+    commits = [bare_commits(held.floor_url)]
     log = place / "log"
     rows: list[dict[str, Any]] = []
     skipped: dict[str, str] = {}
     # The floor is measured before and after: a machine that others use too is not the same all the time.
-    floor = ["-m", "benchmarks.serving_floor", postgres.url("floor"), str(FLOOR)]
+    floor = ["-m", "benchmarks.serving_floor", held.floor_url, str(FLOOR)]
     with program(floor, f"http://127.0.0.1:{FLOOR}/hello", log, {}):
         hello = [request("GET", "/hello", JSON)]
         bare = feedback_requests(keys, "/bare")
         service = ["-m", "somabrain_dagster.serving", "--port", str(SERVICE)]
-        with program(service, f"http://127.0.0.1:{SERVICE}/healthz", log, variables):
-            reads = [
-                request("GET", "/context/adaptation/state", {"authorization": f"Bearer {key}"})
-                for key in keys.values()
-            ]
+        with program(service, f"http://127.0.0.1:{SERVICE}/healthz", log, held.variables):
+            reads = state_requests(keys.values())
             rows += measured("hello", FLOOR, hello, seconds, place)
             rows += measured("service: state", SERVICE, reads, seconds, place)
             rows += measured("bare INSERT+COMMIT", FLOOR, bare, seconds, place)
             landing = feedback_requests(keys, "/context/feedback")
             rows += measured("service: feedback", SERVICE, landing, seconds, place)
             rows += measured("bare INSERT+COMMIT, again", FLOOR, bare, seconds, place)
-    commits.append(bare_commits(postgres.url("floor")))
+    commits.append(bare_commits(held.floor_url))
     row_bytes = {
-        "floor": bytes_of_a_row(postgres.url("floor"), "bare"),
-        "service": bytes_of_a_row(postgres.url("brain"), "feedback_events", "weight_changes"),
+        "floor": bytes_of_a_row(held.floor_url, "bare"),
+        "service": bytes_of_a_row(held.url, "feedback_events", "weight_changes"),
     }
-    with Database(postgres.url("brain")) as database, database.snapshot() as connection:
+    with Database(held.url) as database, database.snapshot() as connection:
         verification = verify(connection)
-    admin = postgres.admin_url()
-    contenders: dict[str, Peer] = {
-        "MLflow": lambda: peers.mlflow(admin, PEER, tuned=False),
-        "MLflow, tuned": lambda: peers.mlflow(admin, PEER, tuned=True),
-        "Feast": lambda: peers.feast(admin, PEER, tuned=False),
-        "Feast, tuned": lambda: peers.feast(admin, PEER, tuned=True),
-        "Feast on Redis": lambda: peers.feast_on_redis(valkey.url, PEER, tuned=False),
-        "Feast on Redis, tuned": lambda: peers.feast_on_redis(valkey.url, PEER, tuned=True),
-    }
-    for name, contender in contenders.items() if with_peers else ():
+    for name, contender in peers_of(held, PEER).items() if with_peers else ():
         try:
             with contender() as asked:
-                rows += measured(name, PEER, asked, seconds, place)
+                rows += measured(name, PEER, asked.landing, seconds, place)
         except (RuntimeError, OSError, ValueError, subprocess.TimeoutExpired) as error:
             skipped[name] = str(error)
             print(f"{name} left out: {error}", flush=True)
@@ -216,7 +277,7 @@ def run(seconds: float, with_peers: bool, place: Path) -> dict[str, Any]:
         | peers.versions(),
         "load_average": {"before": load_before, "after": os.getloadavg()},
         "bytes_of_a_row": row_bytes,
-        "durability": settings,
+        "durability": held.durability,
         "commits_per_second_of_one_connection": [round(value) for value in commits],
         "contenders": rows,
         "ratios": ratios(rows),
@@ -244,7 +305,9 @@ def ratios(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 **{
                     f"feedback_over_{name}": round(feedback["rps"] / found[name, clients]["rps"], 1)
                     for name, at in found
-                    if at == clients and name.startswith(("MLflow", "Feast")) and found[name, at]["rps"]
+                    if at == clients
+                    and name.startswith(("MLflow", "Feast", "Phoenix"))
+                    and found[name, at]["rps"]
                 },
             }
         )
@@ -289,8 +352,6 @@ def main() -> None:
     try:
         report = run(given.seconds, not given.no_peers, place)
     finally:
-        stop_valkey(place)
-        stop_postgres(place)
         shutil.rmtree(place, ignore_errors=True)
     REPORT.parent.mkdir(exist_ok=True)
     REPORT.write_text(json.dumps(report, indent=2) + "\n")
