@@ -65,6 +65,18 @@ tuning: install ## What each weight does to real recalls, written into docs/LEAR
 calibration: install ## How often each statistical decision errs, on generated truth.
 	@$(BIN)/python -m benchmarks.calibration
 
+bench: install ## Everything beside its floor and its peers, one table of ratios in the end; twenty minutes.
+	@$(BIN)/python -m benchmarks.bench
+
+bench-replay: install ## A million changes of weights read and folded, beside reading alone and other ways.
+	@$(BIN)/python -m benchmarks.replay
+
+bench-conversing: install ## Memory that grows message by message, beside mem0 and bare pgvector.
+	@$(BIN)/python -m benchmarks.conversing
+
+figures: install ## Write the tables of docs/BENCHMARKS.md from docs/figures.
+	@$(BIN)/python -m scripts.figures write
+
 bench-serving: install ## The service against its floor and its peers, from a second process.
 	@$(BIN)/python -m benchmarks.serving
 
