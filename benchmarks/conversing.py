@@ -207,6 +207,7 @@ def run(people: int = PEOPLE, messages: int = MESSAGES) -> tuple[dict[str, list[
                     enacted = work(group, number)
                 except PeerMissing as error:
                     left_out[name] = str(error)
+                    rounds.pop(name, None)
                     print(f"{name} left out: {error}", flush=True)
                     continue
                 rounds.setdefault(name, []).append(enacted)

@@ -28,10 +28,13 @@ class Known(EmbeddingBase):  # type: ignore[misc]
 
     def __init__(self, texts: Any, vectors: Any) -> None:
         super().__init__()
-        self._vectors = {text: vector.tolist() for text, vector in zip(texts.tolist(), vectors, strict=True)}
+        # A query comes without the blanks around it.
+        self._vectors = {
+            text.strip(): vector.tolist() for text, vector in zip(texts.tolist(), vectors, strict=True)
+        }
 
     def embed(self, text: str, memory_action: Action = None) -> list[float]:
-        vector: list[float] = self._vectors[text]
+        vector: list[float] = self._vectors[text.strip()]
         return vector
 
 
