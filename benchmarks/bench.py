@@ -44,7 +44,7 @@ REPLAYED = 250_000
 MEMORIES = 100_000
 DIFFERENT = 4_000
 CORPUS_MB = 100
-PEER_, FLOOR_ = "peer", "floor"
+BARE, HELLO = "bare INSERT + COMMIT", "a constant answer"
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Compared:
     Attributes:
         what: was done.
         who: it is compared with.
-        kind: whether that does the same, or less.
+        floor: whether that does less.
         unit: of both.
         here, there: a value a round.
         more: whether more is better.
@@ -62,7 +62,7 @@ class Compared:
 
     what: str
     who: str
-    kind: str
+    floor: bool
     unit: str
     here: Sequence[float]
     there: Sequence[float]
@@ -78,10 +78,10 @@ class Compared:
     def cells(self) -> tuple[str, ...]:
         """A row of the table."""
         better = self.times.median >= 1
-        verdict = "won" if better else ("below its floor" if self.kind == FLOOR_ else "LOST")
+        verdict = "won" if better else ("below its floor" if self.floor else "LOST")
         return (
             self.what,
-            f"{self.who} ({self.kind})",
+            f"{self.who} ({'floor' if self.floor else 'peer'})",
             self.unit,
             str(Spread.of(self.here)),
             str(Spread.of(self.there)),
@@ -110,8 +110,8 @@ def service() -> Part:
         with ExitStack() as up:
             held = up.enter_context(serving.brain(place))
             log = place / "log"
-            floor = ["-m", "benchmarks.serving_floor", held.floor_url, str(FLOOR)]
-            up.enter_context(serving.program(floor, f"http://127.0.0.1:{FLOOR}/hello", log, {}))
+            least = ["-m", "benchmarks.serving_floor", held.floor_url, str(FLOOR)]
+            up.enter_context(serving.program(least, f"http://127.0.0.1:{FLOOR}/hello", log, {}))
             ours = ["-m", "somabrain_dagster.serving", "--port", str(SERVICE)]
             up.enter_context(
                 serving.program(ours, f"http://127.0.0.1:{SERVICE}/healthz", log, held.variables)
@@ -144,14 +144,11 @@ def service() -> Part:
         if not min(there):
             part.left_out[f"{name}, {said[what]}"] = "it answered no request well"
             continue
-        kind = FLOOR_ if name in (BARE, HELLO) else PEER_
+        floor = name in (BARE, HELLO)
         part.compared.append(
-            Compared(said[what], name, kind, f"/s, {CLIENTS} clients", rates["here", what], there, True)
+            Compared(said[what], name, floor, f"/s, {CLIENTS} clients", rates["here", what], there, True)
         )
     return part
-
-
-BARE, HELLO = "bare INSERT + COMMIT", "a constant answer"
 
 
 def folded() -> Part:
@@ -165,7 +162,7 @@ def folded() -> Part:
             Compared(
                 f"{REPLAYED:,} changes replayed",
                 replay.CONTENDERS[name].what,
-                FLOOR_ if name == "reading" else PEER_,
+                name == "reading",
                 "s",
                 seconds["fold"],
                 there,
@@ -200,21 +197,21 @@ def analyses() -> Part:
         (
             f"{analysis.EXPERIMENTS:,} experiments analysed",
             "somabrain: Welch, interval, d, its interval, g, SRM, Holm, gates",
-            {"gbstats: Welch and interval, from moments": PEER_, "scipy: ttest_ind, p alone": PEER_},
+            {"gbstats: Welch and interval, from moments": False, "scipy: ttest_ind, p alone": True},
         ),
         (
             f"trends of {len(people)} tenants, {len(series[0].times)} bins each",
             "somabrain: test, line, interval, q",
             {
-                "pymannkendall: original_test": PEER_,
-                "pymannkendall: hamed_rao_modification_test": PEER_,
-                "scipy: kendalltau, theilslopes": FLOOR_,
+                "pymannkendall: original_test": False,
+                "pymannkendall: hamed_rao_modification_test": False,
+                "scipy: kendalltau, theilslopes": True,
             },
         ),
     ):
         part.compared += [
-            Compared(what, name, kind, "s", seconds[here], seconds[name], False)
-            for name, kind in theirs.items()
+            Compared(what, name, floor, "s", seconds[here], seconds[name], False)
+            for name, floor in theirs.items()
             if len(seconds.get(name, ())) == ROUNDS
         ]
     return part
@@ -238,7 +235,7 @@ def recalled() -> Part:
             Compared(
                 what,
                 "pgvector alone",
-                FLOOR_,
+                True,
                 "ms, p50",
                 [r.recall.p50 for r in rows],
                 [r.bare.p50 for r in rows],
@@ -247,7 +244,7 @@ def recalled() -> Part:
             Compared(
                 what,
                 "pgvector alone",
-                FLOOR_,
+                True,
                 f"/s, {recall.CLIENTS} clients",
                 [r.recall.per_second for r in rows],
                 [r.bare.per_second for r in rows],
@@ -270,7 +267,7 @@ def conversed() -> Part:
             Compared(
                 what,
                 name,
-                FLOOR_ if name == conversing.BARE else PEER_,
+                name == conversing.BARE,
                 "ms, p50",
                 milliseconds[conversing.HERE],
                 there,
@@ -304,7 +301,7 @@ def corpora() -> Part:
                 Compared(
                     f"{CORPUS_MB} MB of conversations, {name}, made a corpus",
                     "json.loads and json.dumps alone" if way == corpus.LOOP else "datasets, reading alone",
-                    FLOOR_,
+                    True,
                     "s",
                     seconds[name, corpus.UNCOUNTED],
                     there,
@@ -326,14 +323,11 @@ PARTS: dict[str, Callable[[], Part]] = {
 
 def claims(compared: Sequence[Compared]) -> Iterator[tuple[str, bool]]:
     """For each thing that peers do too, whether it is ahead of all of them."""
-    for what in dict.fromkeys(one.what for one in compared if one.kind == PEER_):
-        peers = [one for one in compared if one.what == what and one.kind == PEER_]
+    for what in dict.fromkeys(one.what for one in compared if not one.floor):
+        peers = [one for one in compared if one.what == what and not one.floor]
         nearest = min(peers, key=lambda one: one.times.median)
-        yield (
-            f"{what}: {nearest.times.median:.1f} times as fast as the nearest of {len(peers)} peers, "
-            f"{nearest.who}",
-            nearest.times.median >= 1,
-        )
+        who = nearest.who if len(peers) == 1 else f"{nearest.who}, the nearest of {len(peers)} peers"
+        yield f"{what}: {nearest.times.median:.1f} times as fast as {who}", nearest.times.median >= 1
 
 
 def report(parts: Mapping[str, Part]) -> bool:
