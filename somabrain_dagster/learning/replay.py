@@ -9,7 +9,7 @@ shift, and such shifts compose: a replay holds one block and a row of numbers a 
 is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +34,7 @@ class Log:
     """T tenants' changes, N in all, sorted by tenant and version; or a block of consecutive ones.
 
     Attributes:
-        lengths: (T,), how many changes each tenant has, ≥ 1 (in a block ≥ 0); their sum is N.
+        lengths: (T,), how many of the changes are each tenant's; their sum is N.
         versions: (N,), 0, 1, 2, … for each tenant.
         shifts: (N, K), what each change did; version 0 is a constant.
         after: (N, K), the weights after each change, nano-units.
@@ -45,42 +45,14 @@ class Log:
     shifts: Shifts
     after: Nanos
 
-
-def joined(blocks: Sequence[Log]) -> Log:
-    """The log that these blocks are, one after the other; at least one."""
-    return Log(
-        lengths=np.sum([block.lengths for block in blocks], axis=0),
-        versions=np.concatenate([block.versions for block in blocks]),
-        shifts=Shifts(
-            shift=np.concatenate([block.shifts.shift for block in blocks]),
-            low=np.concatenate([block.shifts.low for block in blocks]),
-            high=np.concatenate([block.shifts.high for block in blocks]),
-        ),
-        after=np.concatenate([block.after for block in blocks]),
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class Replay:
-    """What a log amounts to, and where it is wrong; rows are positions in the log.
-
-    Attributes:
-        weights: (T, K), each tenant's weights by folding the stored shifts alone. They mean nothing for a
-            tenant whose log is wrong.
-        gaps: for each tenant that has one, the first row whose version is not the one due.
-        wrong: every row whose `after` is not clamp(before + shift, low, high), `before` being the `after` of
-            the row before; whose bounds are reversed; or whose numbers are beyond any that a clipped shift
-            can have. And every first row that is not a constant.
-    """
-
-    weights: Nanos
-    gaps: Rows
-    wrong: Rows
-
-    @property
-    def sound(self) -> bool:
-        """The log has no gap and no wrong row."""
-        return not len(self.gaps) and not len(self.wrong)
+    def blocks(self, rows: int) -> Iterator["Log"]:
+        """The same in blocks of so many rows, the last of fewer."""
+        ends = np.cumsum(self.lengths)
+        for begin in range(0, len(self.versions), rows):
+            block = slice(begin, begin + rows)
+            reached = ends.clip(begin, begin + rows)
+            lengths = np.diff(reached, prepend=begin)
+            yield Log(lengths, self.versions[block], self.shifts[block], self.after[block])
 
 
 class Replaying:
@@ -99,11 +71,18 @@ class Replaying:
 
     @property
     def weights(self) -> Nanos:
-        """(T, K), the fold of the stored shifts so far."""
+        """(T, K), the fold of the stored shifts alone; it means nothing for a tenant whose log is wrong."""
         return apply(self._folded, np.zeros_like(self._after))
 
     def add(self, block: Log) -> tuple[Rows, Rows]:
-        """Check a block and fold it; its `gaps` and `wrong` as `Replay` has them, as rows of the block.
+        """Check every row of the next block, and fold it.
+
+        Returns:
+            For each tenant that has one, the first row of all whose version is not the one due. And every
+            row that is wrong: whose `after` is not clamp(before + shift, low, high), `before` being the
+            `after` of the row before; whose bounds are reversed; or whose numbers are beyond any that a
+            clipped shift can have; and every first row that is not a constant. Both are positions in the
+            block.
 
         Raises:
             ValueError: the arrays do not fit together.
@@ -137,16 +116,3 @@ class Replaying:
         self._after[here] = block.after[ends - 1]
         self.lengths[here] += lengths
         return gaps, np.flatnonzero(is_wrong.any(axis=1))
-
-
-def replay(log: Log) -> Replay:
-    """Check every row of the log, and fold it.
-
-    Raises:
-        ValueError: a tenant has no change, or the arrays do not fit together.
-    """
-    if (log.lengths < 1).any():
-        raise ValueError("every tenant's log must begin with version 0")
-    replaying = Replaying(len(log.lengths), log.after.shape[1])
-    gaps, wrong = replaying.add(log)
-    return Replay(replaying.weights, gaps, wrong)

@@ -128,6 +128,28 @@ class LogReader:
             shifts = Shifts(columns.pop("shift"), low, high)
             yield Log(lengths, columns.pop("version"), shifts, columns.pop("after")), columns
 
+    def whole(self, others: Mapping[str, Column]) -> tuple[Log, dict[str, NDArray[Any]]]:
+        """The log in one piece, and beside it what `blocks` has; each block is let go once it is copied."""
+        count = int(self.lengths.sum())
+        filled: dict[str, NDArray[Any]] = {}
+        row = 0
+        for block, columns in self.blocks(others):
+            columns |= {
+                "version": block.versions,
+                "shift": block.shifts.shift,
+                "low": block.shifts.low,
+                "high": block.shifts.high,
+                "after": block.after,
+            }
+            until = row + len(block.versions)
+            for name, values in columns.items():
+                if name not in filled:
+                    filled[name] = np.empty((count, *values.shape[1:]), values.dtype)
+                filled[name][row:until] = values
+            row = until
+        shifts = Shifts(*(filled.pop(name) for name in ("shift", "low", "high")))
+        return Log(self.lengths, filled.pop("version"), shifts, filled.pop("after")), filled
+
 
 def changes_query(
     configurations: Iterable[bytes], others: Mapping[str, Column] | None = None

@@ -32,7 +32,7 @@ from somabrain_dagster.learning.lesson import (
 )
 from somabrain_dagster.learning.neuromodulators import RewardState, Trace, hold, trace_segments
 from somabrain_dagster.learning.policy import Scales, rescaled
-from somabrain_dagster.learning.replay import Log, Replaying, joined
+from somabrain_dagster.learning.replay import Log, Replaying
 from somabrain_dagster.learning.shifts import Shifts, constant
 from somabrain_dagster.learning.weights import NAMES, WEIGHTS, Nanos
 from somabrain_dagster.store.adaptation import (
@@ -41,7 +41,7 @@ from somabrain_dagster.store.adaptation import (
     AdaptationState,
 )
 from somabrain_dagster.store.audit import SYSTEM
-from somabrain_dagster.store.binary import Kind, read_columns
+from somabrain_dagster.store.binary import BLOCK_ROWS, Kind, read_columns
 from somabrain_dagster.store.changes import RESET, ROLLBACK, SCALES
 from somabrain_dagster.store.database import Connection
 from somabrain_dagster.store.feedback_contract import Helpful
@@ -207,16 +207,12 @@ def read_log(connection: Connection) -> WeightLog:
         connection: a snapshot, so that both are of one instant.
     """
     reader = LogReader.of(connection)
-    blocks = list(reader.blocks(_ANSWERS))
-    columns = {
-        name: np.concatenate([columns.pop(name) for _, columns in blocks])
-        for name in ("explicit", "configuration", *_ANSWERS)
-    }
+    log, columns = reader.whole(_ANSWERS)
     tenants = [state.tenant_id for state in reader.states]
     seals = read_seals(connection, "feedback_events")
     return WeightLog(
         tenants=tenants,
-        log=joined([changes for changes, _ in blocks]),
+        log=log,
         causes=columns["cause"],
         explicit=columns["explicit"],
         configurations=columns["configuration"],
@@ -255,7 +251,7 @@ def _sealed(
 
 def replay_findings(log: WeightLog) -> Iterator[Finding]:
     """Where the log contradicts itself or the live state."""
-    return _replayed([log.log], log.states)
+    return _replayed(log.log.blocks(BLOCK_ROWS), log.states)
 
 
 def folded_findings(connection: Connection) -> Iterator[Finding]:
