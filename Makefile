@@ -80,6 +80,9 @@ bench-retention: install ## Feedback retrieval at a million events, and pruning 
 bench-beside: install ## The service's latency alone, and beside runs of the learning chain.
 	@$(BIN)/python -m benchmarks.beside
 
+soak: install ## A thousand turns of two agents through the service: weights, working memory, its process; MINUTES=60 for more.
+	@$(BIN)/python -m benchmarks.learning_soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(EVENTS),--events $(EVENTS))
+
 chaos-serving: install ## Kill the service, Postgres and Valkey under load; count what was acknowledged.
 	@$(BIN)/python scripts/chaos_serving.py
 
