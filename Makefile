@@ -38,6 +38,9 @@ test: install ## Run the tests, on real servers, in two processes; not those tha
 test-slow: install ## The long proofs among the tests, but for Kafka's: the service fuzzed, backups restored, pages run, an incident; twenty minutes.
 	@$(BIN)/pytest -m slow --ignore tests/test_kafka.py --ignore tests/test_kafka_failover.py
 
+test-learning: install ## The tests of the paths by which weights change, the long ones too; some minutes.
+	@$(BIN)/pytest -n 2 --dist loadfile -m learning -vv
+
 lint: install ## Check style and format.
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
