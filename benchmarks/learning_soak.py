@@ -37,7 +37,6 @@ from scipy.stats import theilslopes
 
 from benchmarks.report import Figures, write_report
 from somabrain_dagster.client import Refused, SomaBrain
-from somabrain_dagster.learning.features import Floats
 from somabrain_dagster.learning.weights import POSITION, WEIGHTS, Nanos, to_nanos, to_units
 from somabrain_dagster.memory.embedders import embedder_of
 from somabrain_dagster.memory.memories import Memories
@@ -123,7 +122,7 @@ class Growth:
         return self.items / self.events
 
 
-def slope_per_thousand(turns: Floats, values: Floats) -> float:
+def slope_per_thousand(turns: NDArray[np.floating], values: NDArray[np.floating]) -> float:
     """The median slope of all pairs (Theil–Sen), in units of `values` a thousand turns.
 
     One page more or less at a single reading does not tilt it. Of many readings some are taken, evenly.

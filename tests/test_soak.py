@@ -34,7 +34,7 @@ def test_a_session_that_is_never_full_grows_by_what_it_holds_in_the_end(steps: l
 @pytest.mark.parametrize("readings", [20, 5000])
 def test_the_slope_is_that_of_a_line_whatever_a_few_readings_say(readings: int) -> None:
     """Generated: 3 MiB a thousand turns, and every tenth reading 50 MiB too many."""
-    turns = np.arange(1, readings + 1) * 10.0
+    turns = np.linspace(10, 10 * readings, readings)
     values = 300 + 0.003 * turns
     values[::10] += 50
     assert slope_per_thousand(turns, values) == pytest.approx(3.0, rel=0.05)
