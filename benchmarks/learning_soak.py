@@ -586,6 +586,7 @@ def main() -> None:
     events = EVENTS if given.events is None and given.minutes is None else given.events
     if events is not None and events < LEAST_EVENTS:
         parser.error(f"fewer than {LEAST_EVENTS} events show nothing: ask for more")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by which whatever was started is stopped
     with tempfile.TemporaryDirectory(prefix="somabrain-soak-", dir="/var/tmp") as directory:
         place = Path(directory)
         place.chmod(0o711)
