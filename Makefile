@@ -38,6 +38,9 @@ test: install ## Run the tests, on real servers, in two processes; not those tha
 test-slow: install ## The long proofs among the tests, but for Kafka's: the service fuzzed, backups restored, pages run, an incident; twenty minutes.
 	@$(BIN)/pytest -m slow --ignore tests/test_kafka.py --ignore tests/test_kafka_failover.py
 
+test-learning: install ## The tests of the paths by which weights change, the long ones too; some minutes.
+	@$(BIN)/pytest -n 2 --dist loadfile -m learning -vv
+
 lint: install ## Check style and format.
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -91,6 +94,9 @@ bench-retention: install ## Feedback retrieval at a million events, and pruning 
 
 bench-beside: install ## The service's latency alone, and beside runs of the learning chain.
 	@$(BIN)/python -m benchmarks.beside
+
+soak: install ## A thousand turns of two agents through the service: weights, working memory, its process; MINUTES=60 for more.
+	@$(BIN)/python -m benchmarks.learning_soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(EVENTS),--events $(EVENTS))
 
 chaos-serving: install ## Kill the service, Postgres and Valkey under load; count what was acknowledged.
 	@$(BIN)/python scripts/chaos_serving.py

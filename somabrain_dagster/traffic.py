@@ -59,7 +59,8 @@ SERVICE_PORT = 8450
 
 READY_SECONDS = 60.0
 
-_NO_CANDIDATE = "urn:somabrain:problem:unknown_candidate"
+NO_CANDIDATE = "urn:somabrain:problem:unknown_candidate"
+"""The problem of feedback on a memory that its recall did not weigh."""
 
 
 @dataclass(frozen=True)
@@ -268,7 +269,7 @@ class Traffic:
             brain.feedback(**msgspec.to_builtins(judged(asked, recall_id, right, first)))
             weighed = True
         except Refused as refused:
-            if refused.problem.type != _NO_CANDIDATE:
+            if refused.problem.type != NO_CANDIDATE:
                 raise
             # Recall did not weigh it: that nothing helped is still said, for it counts.
             brain.feedback(**msgspec.to_builtins(judged(asked, recall_id, None, first)))
@@ -290,9 +291,24 @@ class ServiceDown(RuntimeError):
     """The service does not come up; the message says where its log is."""
 
 
+@dataclass(frozen=True)
+class ServiceProcess:
+    """A service that runs beside, where it listens, and the id of its process."""
+
+    url: str
+    pid: int
+
+
 @contextmanager
 def service_beside(settings: Settings, running: Servers) -> Iterator[str]:
-    """The HTTP service as a process of its own until the end of the block; its URL once it is ready.
+    """The HTTP service as `service_process` runs it; its URL once it is ready."""
+    with service_process(settings, running) as service:
+        yield service.url
+
+
+@contextmanager
+def service_process(settings: Settings, running: Servers) -> Iterator[ServiceProcess]:
+    """The HTTP service as a process of its own until the end of the block, once it is ready.
 
     Args:
         settings: whose home its log goes to; it has the knobs of this process's environment.
@@ -311,7 +327,7 @@ def service_beside(settings: Settings, running: Servers) -> Iterator[str]:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise ServiceDown(f"the service does not come up: {log} says why")
             time.sleep(0.1)
-        yield url
+        yield ServiceProcess(url, process.pid)
 
 
 def _ready(url: str) -> bool:

@@ -10,12 +10,13 @@ recorded conversations and no experiment with users: nobody saw what was recalle
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import chain
 from threading import Lock
 from typing import Self
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -87,6 +88,11 @@ class Story:
     memories: tuple[Memory, ...]
     replies: tuple[tuple[int, int], ...]
     turns: tuple[Turn, ...]
+
+    def of(self, tenant_id: str) -> "Story":
+        """The same story as another tenant's own."""
+        memories = tuple(msgspec.structs.replace(memory, tenant_id=tenant_id) for memory in self.memories)
+        return replace(self, tenant_id=tenant_id, memories=memories)
 
 
 @dataclass(frozen=True)

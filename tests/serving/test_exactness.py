@@ -7,45 +7,25 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
+import pytest
 
 from benchmarks.load import request
 from somabrain_dagster.embedded import PostgresServer, ValkeyServer
-from somabrain_dagster.learning.configuration import LearningConfiguration
-from somabrain_dagster.learning.lesson import Experience, Learner, learn
-from somabrain_dagster.learning.neuromodulators import RewardState
 from somabrain_dagster.store.database import Database
 from somabrain_dagster.store.verification import verify
+from tests.folding import folded
 from tests.serving.conftest import QUICK
 from tests.serving.running import Running, running, until
 
+pytestmark = pytest.mark.learning
+
 TENANTS, LOOPS = 100, 100
-CONFIGURATION = LearningConfiguration()
 
 
 def generated_utilities(tenant: int) -> list[float]:
     """What a tenant says, drawn at random: the fold is what is tested, not the tenant."""
     draw = random.Random(tenant)
     return [draw.uniform(-1, 1) for _ in range(LOOPS)]
-
-
-def folded(utilities: list[float]) -> list[int]:
-    """The weights that the rule makes of these utilities, in nano-units, away from the service."""
-    values = np.array(utilities)
-    lesson = learn(
-        CONFIGURATION,
-        [Learner(0, CONFIGURATION.start_nanos, RewardState(), np.zeros(0, dtype=np.int64), configured=True)],
-        Experience(
-            lengths=np.array([len(values)]),
-            utility=values,
-            reward=values,
-            named=np.zeros(len(values), dtype=np.bool_),
-            signals=np.zeros((len(values), 6)),
-        ),
-        lambda _tenant, _back: (0, CONFIGURATION.start_nanos),
-    )
-    weights: list[int] = lesson.after[-1].tolist()
-    return weights
 
 
 async def ask(streams: tuple[asyncio.StreamReader, asyncio.StreamWriter], asked: bytes) -> dict[str, Any]:
@@ -85,8 +65,9 @@ def test_a_hundred_tenants_at_once_learn_each_alone_and_exactly(service: Running
     for name in names:
         with service.client(keys[name]) as client:
             state = client.get("/context/adaptation/state").json()
-        assert (state["version"], state["source"]) == (LOOPS, "memory")
-        assert state["nanos"] == folded(utilities[name])
+        path, trips = folded(utilities[name])
+        assert (state["version"], state["source"]) == (LOOPS + len(trips), "memory")
+        assert state["nanos"] == path[-1]
     with service.database.snapshot() as connection:
         assert verify(connection).findings == []
 
