@@ -68,7 +68,7 @@ tuning: install ## What each weight does to real recalls, written into docs/LEAR
 calibration: install ## How often each statistical decision errs, on generated truth.
 	@$(BIN)/python -m benchmarks.calibration
 
-bench: install ## Everything beside its floor and its peers, one table of ratios in the end; twenty minutes.
+bench: install ## Everything beside its floor and its peers, one table of ratios in the end; a quarter of an hour.
 	@$(BIN)/python -m benchmarks.bench
 
 bench-replay: install ## A million changes of weights read and folded, beside reading alone and other ways.
