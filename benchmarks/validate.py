@@ -40,7 +40,9 @@ from benchmarks.validation.progress import OtherPlan, Progress
 from benchmarks.validation.proofs import differing_tenants, prove, seen_of_others
 from benchmarks.validation.stage import AnotherValidation, Stage, discard, stage_in
 from somabrain_dagster.embedded import EmbeddedServerError
+from somabrain_dagster.jobs import LEARNING_CHAIN
 from somabrain_dagster.operations.chitchat import ChitChatMissing
+from somabrain_dagster.sensors.requests import INTERRUPTED
 from somabrain_dagster.store import audit
 from somabrain_dagster.store.adaptation import create_tenants
 from somabrain_dagster.store.keys import create_key
@@ -51,6 +53,8 @@ REPORT = Path("reports/validate.json")
 HOME = Path(".somabrain/validate")
 EVENTS, EVENTS_IN_CI = 1_000_000, 50_000
 DRAIN_SECONDS = 3600.0
+ENDED = ("SUCCESS", "FAILURE", "CANCELED")
+"""What Dagster says of a run that is over."""
 PACKAGES = ("dagster", "psycopg", "numpy", "uvicorn", "confluent-kafka")
 
 
@@ -113,9 +117,9 @@ def land(stage: Stage, plan: Plan, progress: Progress, url: str, keys: dict[str,
     singles = Singles(plan, stage.place)
     landing = Landing(stage, plan, progress, url, keys[audit.SYSTEM])
     with (
-        singles.sending(stage, url, keys) as sending,
         giving_way(stage.place) as pool,
         ThreadPoolExecutor(1) as beside,
+        singles.sending(stage, url, keys) as sending,
     ):
         operating = beside.submit(operate, pool, progress, lambda: landing.share)
         landing.run(lambda: waiting(behind(stage)))
@@ -137,14 +141,14 @@ def land(stage: Stage, plan: Plan, progress: Progress, url: str, keys: dict[str,
 
 
 def drain(stage: Stage) -> None:
-    """Wait until everything is verified, aggregated and published.
+    """Wait until everything is verified, aggregated and published, and no run is at work.
 
     Raises:
         TimeoutError: it does not come to that.
     """
     deadline = time.monotonic() + DRAIN_SECONDS
     said = 0.0
-    while any((lags := behind(stage)).values()):
+    while any((lags := behind(stage)).values()) or chain_runs(stage)["at work"]:
         if time.monotonic() > deadline:
             raise TimeoutError(f"after {DRAIN_SECONDS:,.0f} s {waiting(lags)}; the logs are in {stage.place}")
         if time.monotonic() - said > 2 * SAY_SECONDS:
@@ -155,15 +159,23 @@ def drain(stage: Stage) -> None:
 
 
 def chain_runs(stage: Stage) -> dict[str, Any]:
-    """What became of Dagster's runs, by its own record; one that was killed with us is no failure."""
+    """What became of the chain's runs, by Dagster's own record; one that was interrupted is no failure."""
     with psycopg.connect(stage.where.dagster_database_url) as connection:
         runs = connection.execute(
-            "SELECT status, end_time - start_time FROM runs WHERE pipeline_name = 'learning_chain'"
+            """
+            SELECT status, end_time - start_time, EXISTS (
+                SELECT FROM event_logs e
+                WHERE e.run_id = r.run_id AND e.dagster_event_type = 'STEP_FAILURE' AND e.event NOT LIKE %s
+            )
+            FROM runs r WHERE pipeline_name = %s
+            """,
+            (f"%{INTERRUPTED}%", LEARNING_CHAIN),
         ).fetchall()
-    seconds = [took for status, took in runs if status == "SUCCESS"]
+    seconds = [took for status, took, _ in runs if status == "SUCCESS"]
     return {
         "ended well": len(seconds),
-        "failed": sum(status == "FAILURE" for status, _ in runs),
+        "failed": sum(failed for *_, failed in runs),
+        "at work": sum(status not in ENDED for status, *_ in runs),
         "longest seconds": round(max(seconds, default=0.0), 1),
     }
 

@@ -34,6 +34,7 @@ def giving_way(place: Path) -> Iterator[ProcessPoolExecutor]:
     """One process that leaves the processor to the others, with the working directory of our programs."""
     spawned = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, spawned, initializer=_give_way, initargs=(place,)) as pool:
+        pool.submit(os.getpid).result()  # the process is there, and has imported what it needs
         yield pool
 
 

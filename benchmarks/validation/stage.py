@@ -6,6 +6,7 @@ found and ended before the next one begins.
 
 import fcntl
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -31,7 +32,8 @@ from somabrain_dagster.store.outbox import LOGS
 
 ROOT = Path(__file__).parents[2]
 SOMABRAIN = str(Path(sys.executable).with_name("somabrain"))
-FIRST_PORT, FIRST_UI_PORT = 8481, 8491
+PORTS = range(20_000, 32_000)
+"""Below those that the kernel gives to clients, and far apart: a port is used seconds after it was free."""
 START_SECONDS = 240.0
 END_SECONDS = 60.0
 
@@ -83,7 +85,7 @@ class Stage:
     @contextmanager
     def up(self) -> Iterator[str]:
         """What `make up` starts, until the end of the block; the URL of the service."""
-        port, ui_port = free_port(FIRST_PORT), free_port(FIRST_UI_PORT)
+        port, ui_port = (free_port(port) for port in random.sample(PORTS, 2))
         command = [SOMABRAIN, "ui", "--port", str(ui_port), "--service-port", str(port)]
         with self._serving(command, port, "Dagster's UI: ") as url:
             yield url
@@ -91,7 +93,7 @@ class Stage:
     @contextmanager
     def served(self) -> Iterator[str]:
         """The service alone, until the end of the block; its URL."""
-        port = free_port(FIRST_PORT)
+        port = free_port(random.choice(PORTS))
         with self._serving([SOMABRAIN, "serve", "--port", str(port)], port, "") as url:
             yield url
 
