@@ -5,6 +5,7 @@ stored, made into the feedback that it says it is, and digested again; nothing i
 """
 
 import hashlib
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -26,6 +27,7 @@ from somabrain_dagster.store.outbox import LogName
 from somabrain_dagster.store.partition_seals import read_seals
 
 _TOGETHER = 10_000
+_GATHER_SECONDS = 0.5
 _SILENCE_SECONDS = 30.0
 Digests = NDArray[np.void]
 _NONE = np.void(bytes(32))
@@ -133,9 +135,12 @@ def records(kafka: KafkaSettings, log: LogName) -> Iterator[dict[str, Any]]:
         left = {one.partition: consumer.get_watermark_offsets(one, 10)[1] for one in partitions}
         left = {number: end for number, end in left.items() if end}
         consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in left])
+        heard = time.monotonic()
         while left:
-            messages = consumer.consume(_TOGETHER, _SILENCE_SECONDS)
-            if not messages:
+            messages = consumer.consume(_TOGETHER, _GATHER_SECONDS)
+            if messages:
+                heard = time.monotonic()
+            elif time.monotonic() - heard > _SILENCE_SECONDS:
                 raise RuntimeError(f"{topic} does not come to its end: {left} are awaited")
             for message in messages:
                 if (error := message.error()) is not None:
