@@ -116,6 +116,9 @@ kafka-failover: install ## Kill Kafka's nodes while feedback lands: is anything 
 drill: install ## Back up under load, wipe, restore, verify; refuse what is damaged. A minute.
 	@$(BIN)/python scripts/drill.py
 
+validate: install ## A million events of 100 tenants through the public paths, all of it running; then every objective. EVENTS=…; resumes.
+	@$(BIN)/python -m benchmarks.validate $(if $(EVENTS),--events $(EVENTS)) $(if $(FRESH),--fresh)
+
 dashboards: install ## Write the dashboards of Grafana from scripts/dashboards.
 	@$(BIN)/python -m scripts.dashboards
 

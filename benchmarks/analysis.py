@@ -13,7 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -53,6 +53,8 @@ ALARMS = 2_000
 NOISE = 0.6
 """The autocorrelation of that noise."""
 NOISE_BINS = 90
+SCORES = 3
+"""Of a rating: witty, interesting, upbeat."""
 
 Floats = NDArray[np.float64]
 Result = TypeVar("Result")
@@ -128,34 +130,52 @@ def experiments(numbers: Floats) -> Iterator[Timing]:
 # Trends
 
 
+def rated_people() -> dict[str, list[Feedback]]:
+    """What was said of the conversations of the 100 people with most ratings, each one's in order."""
+    rated: dict[str, list[Feedback]] = {}
+    for feedback in read_chitchat(2 * TENANTS).feedback:
+        rated.setdefault(feedback.tenant_id, []).append(feedback)
+    people = sorted(rated, key=lambda person: (-len(rated[person]), person))[:TENANTS]
+    return {person: rated[person] for person in people}
+
+
+def rating_of(sessions: Sequence[Feedback], number: int, *, apart: bool = True) -> Feedback:
+    """A person's score of that number as an event of its own; after the last it begins again.
+
+    Args:
+        sessions: the person's ratings, three scores each.
+        number: from 0.
+        apart: each repetition is as much later as the person's conversations last, into the future if need
+            be; else it is about the same days.
+    """
+    session, score = divmod(number, SCORES)
+    again, place = divmod(session, len(sessions))
+    rated = sessions[place]
+    first, last, time = (one.occurred_at for one in (sessions[0], sessions[-1], rated))
+    assert first is not None
+    assert last is not None
+    assert time is not None
+    span = last - first + timedelta(days=1)
+    return Feedback(
+        tenant_id=rated.tenant_id,
+        session_id=f"{rated.session_id}/{again}",
+        utility=utility(int(list(rated.metadata.values())[score])),
+        source=rated.source,
+        occurred_at=time + (again * span if apart else timedelta(0)),
+    )
+
+
 def real_ratings(events: int, *, apart: bool = True) -> Iterator[Feedback]:
     """Events of the 100 people with most ratings, over again until there are enough, person by person.
 
     Args:
         events: how many.
-        apart: each repetition is as much later as the person's conversations last, into the future if need
-            be; else it is about the same days.
+        apart: as in `rating_of`.
     """
-    rated: dict[str, list[Feedback]] = {}
-    for feedback in read_chitchat(2 * TENANTS).feedback:
-        rated.setdefault(feedback.tenant_id, []).append(feedback)
-    people = sorted(rated, key=lambda person: (-len(rated[person]), person))[:TENANTS]
-    each = events // len(people)
-    for person in people:
-        sessions = rated[person]
-        times = [session.occurred_at or datetime.now(UTC) for session in sessions]
-        span = times[-1] - times[0] + timedelta(days=1)
-        for number in range(each):
-            session, score = divmod(number, 3)
-            again, place = divmod(session, len(sessions))
-            scores = list(sessions[place].metadata.values())
-            yield Feedback(
-                tenant_id=person,
-                session_id=f"{sessions[place].session_id}/{again}",
-                utility=utility(int(scores[score])),
-                source="conversation_rating",
-                occurred_at=times[place] + (again * span if apart else timedelta(0)),
-            )
+    people = rated_people()
+    for sessions in people.values():
+        for number in range(events // len(people)):
+            yield rating_of(sessions, number, apart=apart)
 
 
 def land_all(database: Database, said: Iterator[Feedback], events: int) -> list[str]:

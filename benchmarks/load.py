@@ -4,7 +4,9 @@
 
 Each client sends when it has its answer; with `--rate` the requests are due at even times, and the latency of
 one counts from when it was due. `requests.bin` holds whole HTTP/1.1 requests, each preceded by its length in
-four bytes; the clients take them in turn, from the beginning again when they are through.
+four bytes; the clients take them in turn, from the beginning again when they are through, or with `--once`
+end then. `--answers FILE` gets a line for each answer as it comes, by which somebody who was interrupted goes
+on: the request's place, the time, the latency in seconds, the status and the body, with tabs between.
 """
 
 import argparse
@@ -15,10 +17,11 @@ import struct
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from itertools import count, cycle
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TextIO, cast
 
 import numpy as np
 import uvloop
@@ -50,7 +53,9 @@ def read_requests(path: Path) -> list[bytes]:
 
 
 class _Client(asyncio.Protocol):
-    def __init__(self, requests: Iterator[bytes], tally: "Tally", done: "asyncio.Future[None]") -> None:
+    def __init__(
+        self, requests: Iterator[tuple[int, bytes]], tally: "Tally", done: "asyncio.Future[None]"
+    ) -> None:
         self._requests = requests
         self._tally = tally
         self._done = done
@@ -69,7 +74,12 @@ class _Client(asyncio.Protocol):
             self._send()
 
     def _send(self) -> None:
-        self._transport.write(next(self._requests))
+        try:
+            self._place, asked = next(self._requests)
+        except StopIteration:
+            self._transport.close()
+        else:
+            self._transport.write(asked)
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -85,7 +95,7 @@ class _Client(asyncio.Protocol):
             return
         now = time.perf_counter()
         status = int(head[9:12])
-        self._tally.add(now, now - self._sent, status, self._buffer[end + 4 : end + 4 + length])
+        self._tally.add(self._place, now, now - self._sent, status, self._buffer[end + 4 : end + 4 + length])
         self._buffer = self._buffer[end + 4 + length :]
         if now >= self._tally.until:
             self._transport.close()
@@ -100,18 +110,24 @@ class _Client(asyncio.Protocol):
 class Tally:
     """What came back."""
 
-    def __init__(self, begins: float, until: float, due: Iterator[float]) -> None:
+    def __init__(
+        self, begins: float, until: float, due: Iterator[float], answers: TextIO | None = None
+    ) -> None:
         self.begins = begins
         self.until = until
         self.due = due
+        self.answers = answers
         self.answered_at: list[float] = []
         self.latencies: list[float] = []
         self.statuses: Counter[int] = Counter()
         self.failure: str | None = None
 
-    def add(self, now: float, latency: float, status: int, body: bytes) -> None:
+    def add(self, place: int, now: float, latency: float, status: int, body: bytes) -> None:
         """Count an answer; those of the warm-up only by their status."""
         self.statuses[status] += 1
+        if self.answers is not None:
+            said = body.decode(errors="replace").replace("\n", " ")
+            self.answers.write(f"{place}\t{time.time():.6f}\t{latency:.6f}\t{status}\t{said}\n")
         if status >= 400 and self.failure is None:
             self.failure = body[:300].decode(errors="replace")
         if now >= self.begins:
@@ -127,23 +143,31 @@ async def _load(
     warm: float,
     seconds: float,
     rate: float | None,
+    answers: TextIO | None,
+    once: bool,
 ) -> Tally:
     loop = asyncio.get_running_loop()
     began = time.perf_counter()
     due = iter(()) if rate is None else (began + number / rate for number in count())
-    tally = Tally(began + warm, began + warm + seconds, due)
-    turns = cycle(requests)
+    tally = Tally(began + warm, began + warm + seconds, due, answers)
+    numbered = enumerate(requests)
+    turns = numbered if once else cycle(numbered)
 
     async def client() -> None:
-        # A server that closes a connection, as one does that replaces its workers, is connected to again.
+        # A server that closes a connection, as one does that replaces its workers, is connected to again; but
+        # where each request is sent once, what was lost with it must be known.
         while time.perf_counter() < tally.until:
             done: asyncio.Future[None] = loop.create_future()
             try:
                 await loop.create_connection(partial(_Client, turns, tally, done), host, port)
             except OSError:
+                if once:
+                    raise
                 await asyncio.sleep(0.01)
             else:
                 await done
+                if once:
+                    return
 
     await asyncio.wait_for(asyncio.gather(*(client() for _ in range(clients))), warm + seconds + 30)
     return tally
@@ -158,6 +182,9 @@ def load(
     seconds: float,
     rate: float | None = None,
     trace: Path | None = None,
+    answers: TextIO | None = None,
+    *,
+    once: bool = False,
 ) -> dict[str, Any]:
     """Load a server and say what came back.
 
@@ -170,8 +197,10 @@ def load(
         seconds: that are.
         rate: requests a second in all; None for as many as are answered.
         trace: a file for the time of each answer and its latency, in seconds, a numpy array (N, 2).
+        answers: gets a line for each answer.
+        once: end when all requests are answered, if that is earlier.
     """
-    tally = uvloop.run(_load(host, port, requests, clients, warm, seconds, rate))
+    tally = uvloop.run(_load(host, port, requests, clients, warm, seconds, rate, answers, once))
     if trace is not None:
         np.save(trace, np.column_stack((tally.answered_at, tally.latencies)))
     latencies = np.array(tally.latencies)
@@ -202,17 +231,22 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--rate", type=float)
     parser.add_argument("--trace", type=Path)
+    parser.add_argument("--answers", type=Path)
+    parser.add_argument("--once", action="store_true")
     given = parser.parse_args()
-    said = load(
-        given.host,
-        given.port,
-        read_requests(given.requests),
-        given.clients,
-        given.warm,
-        given.seconds,
-        given.rate,
-        given.trace,
-    )
+    with given.answers.open("w", buffering=1) if given.answers else nullcontext() as answers:
+        said = load(
+            given.host,
+            given.port,
+            read_requests(given.requests),
+            given.clients,
+            given.warm,
+            given.seconds,
+            given.rate,
+            given.trace,
+            answers,
+            once=given.once,
+        )
     print(json.dumps(said))
 
 
