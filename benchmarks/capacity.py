@@ -218,7 +218,7 @@ COSTS: Mapping[str, tuple[str, str]] = {
     "service_us": ("feedback through the service: its processes", "µs"),
     "landing_us": ("the same: Postgres", "µs"),
     "bulk_us": ("feedback in bulk, 2,000 together: both", "µs"),
-    "recall_ms": ("a recall and its feedback: both", "ms"),
+    "recall_ms": ("a recall of 450 memories with its feedback, the question embedded: both", "ms"),
     "daily_us": ("an event aggregated by its day: both", "µs"),
     "verify_us": ("a change of weights replayed and derived again: both", "µs"),
     "relay_us": ("a record given to Kafka: the relay", "µs"),
@@ -238,10 +238,14 @@ def costs_table(costs: UnitCosts) -> str:
     """The unit costs, in Markdown."""
     lines = ["| one of | processor, or a row with its indexes |", "|---|---|"]
     for one in fields(costs):
-        what, unit = COSTS[one.name]
-        value = getattr(costs, one.name)
-        lines.append(f"| {what} | {figure(value)}{'' if value is None else ' ' + unit} |")
+        lines.append(f"| {COSTS[one.name][0]} | {with_unit(costs, one.name)} |")
     return "\n".join(lines)
+
+
+def with_unit(costs: UnitCosts, name: str) -> str:
+    """One of the costs, in words."""
+    value = getattr(costs, name)
+    return figure(value) if value is None else f"{figure(value)} {COSTS[name][1]}"
 
 
 def tables(costs: UnitCosts, assumed: Assumptions | None = None) -> dict[str, str]:

@@ -26,7 +26,7 @@ import httpx
 import psutil
 
 from benchmarks.analysis import land_all, real_ratings
-from benchmarks.capacity import COSTS, UnitCosts, figure
+from benchmarks.capacity import COSTS, UnitCosts, with_unit
 from benchmarks.load import write_requests
 from benchmarks.report import Figures, write_report
 from benchmarks.serving import bare_commits, feedback_requests
@@ -136,10 +136,12 @@ def row_bytes(database: Database, table: str) -> float:
     with database.as_owner() as connection:
         ((size,),) = connection.execute(
             """
-            SELECT coalesce(sum(pg_total_relation_size(relid)), 0)::float8
-            FROM pg_partition_tree(%s::regclass) WHERE isleaf
+            SELECT pg_total_relation_size(%(table)s::regclass)::float8 + coalesce((
+                SELECT sum(pg_total_relation_size(relid))
+                FROM pg_partition_tree(%(table)s::regclass) WHERE isleaf
+            ), 0)::float8
             """,
-            (table,),
+            {"table": table},
         ).fetchall()
     return float(size) / count(database, table)
 
@@ -207,19 +209,19 @@ def taught(stage: Stage) -> Iterator[tuple[Database, list[str], float]]:
     """A second brain, in which people asked and were answered; and what a recall cost, in milliseconds."""
     ensure_database(stage.postgres, "taught")
     migrate(stage.postgres.url("taught"))
-    meters: list[tuple[float, Meter, int]] = []
+    first: list[tuple[float, Meter, int]] = []
 
     def progress(what: str, done: int, _total: int | None) -> None:
-        # From the first question on: before it texts are embedded.
-        if what == QUESTIONS and (not meters or done % 50 == 0):
-            meters.append((time.process_time(), Meter(stage.postgres.pid), done))
+        # From the first question on: before it memories are embedded.
+        if what == QUESTIONS and not first:
+            first.append((time.process_time(), Meter(stage.postgres.pid), done))
 
     with Database(stage.postgres.url("taught")) as database:
         told = stories(read_chitchat(TAUGHT_PEOPLE), TAUGHT.memories)
         settings = Settings(home=Path("/nowhere"))
         reenact(database, MiniLM(), settings, told, TAUGHT, workers=1, progress=progress)
-        began, meter, first = meters[0]
-        asked = TAUGHT_PEOPLE * (TAUGHT.feedback + TAUGHT.held_out) - first
+        began, meter, before = first[0]
+        asked = TAUGHT_PEOPLE * (TAUGHT.feedback + TAUGHT.held_out) - before
         recall = (time.process_time() - began + meter.seconds) / asked * 1e3
         yield database, [one.tenant_id for one in told], recall
 
@@ -314,7 +316,7 @@ def main() -> None:
     load_before = os.getloadavg()
     with directory() as place:
         costs, seen = measure(asked.events, not asked.no_kafka, place)
-    rows = [(what, f"{figure(getattr(costs, name))} {unit}") for name, (what, unit) in COSTS.items()]
+    rows = [(what, with_unit(costs, name)) for name, (what, _) in COSTS.items()]
     fine = write_report(
         asked.report,
         [
