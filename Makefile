@@ -98,6 +98,12 @@ bench-beside: install ## The service's latency alone, and beside runs of the lea
 soak: install ## A thousand turns of two agents through the service: weights, working memory, its process; MINUTES=60 for more.
 	@$(BIN)/python -m benchmarks.learning_soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(EVENTS),--events $(EVENTS))
 
+unit-costs: install ## What one event, recall, fit and row cost, of which docs/SCALING.md computes machines; four minutes.
+	@$(BIN)/python -m benchmarks.unit_costs
+
+celery: install ## The asset graph on workers of Celery, of which one is killed: all made, and all the same? Ten minutes.
+	@$(BIN)/python -m scripts.beyond_one_machine
+
 chaos-serving: install ## Kill the service, Postgres and Valkey under load; count what was acknowledged.
 	@$(BIN)/python scripts/chaos_serving.py
 

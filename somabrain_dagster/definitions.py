@@ -40,6 +40,7 @@ from somabrain_dagster.jobs import (
     pooled_corpora,
     retention,
     tenant_corpora,
+    tenant_fits,
 )
 from somabrain_dagster.partitions import feedback_days
 from somabrain_dagster.resources.artifacts import artifacts_resource
@@ -100,6 +101,7 @@ def build_definitions(
             backup,
             backup_drill,
             tenant_corpora,
+            tenant_fits,
             pooled_corpora,
         ],
         schedules=[

@@ -1,5 +1,7 @@
 """Jobs: which assets run together."""
 
+from typing import Any
+
 import dagster as dg
 
 from somabrain_dagster.assets.adaptation import adaptation_state
@@ -13,6 +15,7 @@ from somabrain_dagster.assets.proposals import parameter_proposals, tenant_weigh
 from somabrain_dagster.assets.retention import feedback_retention
 from somabrain_dagster.assets.trends import performance_trends
 from somabrain_dagster.assets.trials import canary_rollout, experiment_results
+from somabrain_dagster.partitions import SHARES, tenant_shares
 
 LEARNING_CHAIN = "learning_chain"
 
@@ -92,6 +95,21 @@ tenant_corpora = dg.define_asset_job(
     "tenant_corpora",
     selection=[corpus_key(kind, pooled=False) for kind in CORPUS_KINDS],
     description="The corpora of one tenant, a partition each: examples, formats, tokens and preferences.",
+    executor_def=dg.in_process_executor,
+)
+
+
+def _of_share(partition: str) -> dict[str, Any]:
+    fitting = {"share": int(partition), "shares": SHARES}
+    return {"ops": {tenant_weights.op.name: {"config": fitting}}}
+
+
+tenant_fits = dg.define_asset_job(
+    "tenant_fits",
+    selection=[tenant_weights],
+    description="Fit the weights of one share of the tenants: what the chain does for all of them one after "
+    "the other, a backfill of this job does on as many workers as there are.",
+    config=dg.PartitionedConfig(tenant_shares, run_config_for_partition_key_fn=_of_share),
     executor_def=dg.in_process_executor,
 )
 

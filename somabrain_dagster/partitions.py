@@ -28,3 +28,9 @@ def last_day(days: dg.DailyPartitionsDefinition) -> date:
 
 tenants = dg.DynamicPartitionsDefinition(name="tenants")
 """The tenants. A key that was removed is never given to another: its partitions would seem materialised."""
+
+SHARES = 16
+"""Of how many shares all tenants are one: more than there are workers, so that a heavy one holds few up."""
+
+tenant_shares = dg.StaticPartitionsDefinition([f"{share:02d}" for share in range(SHARES)])
+"""Shares of the tenants, by the hash of their keys: what is made of each may be made share by share."""

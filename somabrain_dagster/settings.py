@@ -37,6 +37,7 @@ _PLACES = {
     "backup_database_url",
     "pseudonym_key",
     "kafka",
+    "celery",
 }
 """Where things are, as opposed to what is done: not part of the digest."""
 
@@ -93,6 +94,22 @@ class KafkaSettings(BaseSettings):
     def in_sync(self) -> int:
         """How many brokers must have a record before it is acknowledged."""
         return max(1, self.replication - 1)
+
+
+class CelerySettings(BaseSettings):
+    """Where Dagster's runs are worked on beyond one machine, from `SOMABRAIN_CELERY_*`.
+
+    Attributes:
+        broker_url: a Redis-protocol server by which runs reach Celery's workers; unset runs them on the
+            daemon's machine. Another database of it than the brain's, as in `redis://…/1`.
+        slots: how many runs all workers together take at once. More are not given out: they wait in Dagster's
+            queue, where a run that waits for a worker is not taken for one that does not start.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="SOMABRAIN_CELERY_", frozen=True, extra="ignore")
+
+    broker_url: SecretStr | None = None
+    slots: int = Field(default=4, ge=1)
 
 
 class ExperimentSettings(BaseSettings):
@@ -224,6 +241,7 @@ class Settings(BaseSettings):
         sensor_interval_seconds: how often sensors look.
         service: the knobs of the HTTP service.
         kafka: where the audit trail is published.
+        celery: where Dagster's runs are worked on beyond one machine.
         experiment: the knobs of experiments.
         canary: the knobs of canaries.
         promotion_fdr: whether the false discovery rate over all experiments (LORD++) is a gate of a
@@ -270,6 +288,7 @@ class Settings(BaseSettings):
     sensor_interval_seconds: int = Field(default=300, ge=1)
     service: ServiceSettings = Field(default_factory=ServiceSettings)
     kafka: KafkaSettings = Field(default_factory=KafkaSettings)
+    celery: CelerySettings = Field(default_factory=CelerySettings)
     experiment: ExperimentSettings = Field(default_factory=ExperimentSettings)
     canary: CanarySettings = Field(default_factory=CanarySettings)
     promotion_fdr: Literal["report", "enforce"] = "report"

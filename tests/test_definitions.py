@@ -1,5 +1,6 @@
 """The Dagster project as a specification: assets, checks, jobs, sensors; importing it does nothing."""
 
+import importlib
 import os
 import re
 import socket
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+import yaml  # type: ignore[import-untyped]
+from pydantic import SecretStr
 
 from somabrain_dagster.assets.metadata import made_every
 from somabrain_dagster.definitions import build_definitions
@@ -23,9 +26,10 @@ from somabrain_dagster.operations.dagster_home import (
     workspace,
 )
 from somabrain_dagster.operations.servers import Servers
-from somabrain_dagster.settings import Settings
+from somabrain_dagster.settings import CelerySettings, Settings
 from somabrain_dagster.store.database import Database
 from somabrain_dagster.store.landed import read_columns_of
+from somabrain_dagster.workers.launcher import OPTIONS, Launcher
 from tests.chain import Chain, settings_for
 
 ROOT = Path(__file__).parent.parent
@@ -123,6 +127,7 @@ JOBS = {
     "backup": {"state_backup"},
     "backup_drill": {"restore_drill"},
     "tenant_corpora": CORPORA - POOLED,
+    "tenant_fits": {"tenant_weights"},
     "pooled_corpora": POOLED,
 }
 SCHEDULES = {
@@ -357,6 +362,28 @@ def test_the_home_of_dagster_has_all_that_its_programs_need(tmp_path: Path) -> N
     assert described == INSTANCE.read_text()
     assert set(re.findall(r"env: (\w+)", described)) <= environment.keys()
     assert workspace(settings).read_text() == WORKSPACE.read_text()
+
+
+def test_with_a_broker_runs_go_to_celerys_workers_and_all_else_stays(tmp_path: Path) -> None:
+    broker = SecretStr("redis://:secret@127.0.0.1:2/1")
+    settings = Settings(home=tmp_path, celery=CelerySettings(broker_url=broker, slots=12))
+    servers = Servers(
+        "postgresql://a:b@127.0.0.1:1/brain", "postgresql://a:b@127.0.0.1:1/dagster", "redis://127.0.0.1:2"
+    )
+
+    environment = prepare(settings, servers)
+
+    described = (dagster_home(settings) / "dagster.yaml").read_text()
+    assert "secret" not in described
+    assert set(re.findall(r"env: (\w+)", described)) <= environment.keys()
+    configured, alone = yaml.safe_load(described), yaml.safe_load(INSTANCE.read_text())
+    launcher = configured.pop("run_launcher")
+    assert getattr(importlib.import_module(launcher["module"]), launcher["class"]) is Launcher
+    alone["concurrency"]["runs"]["max_concurrent_runs"] = 12
+    assert configured == alone
+    # What a broker gives out again would begin twice: it must wait longer than any run may take.
+    visible = OPTIONS["broker_transport_options"]["visibility_timeout"]
+    assert visible > configured["run_monitoring"]["max_runtime_seconds"]
 
 
 def test_storage_names_the_driver_that_dagster_needs() -> None:

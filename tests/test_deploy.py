@@ -5,6 +5,7 @@ The fields of Kubernetes' objects are held to the models of its official client,
 programs that parse them.
 """
 
+import importlib.util
 import itertools
 import json
 import re
@@ -22,7 +23,11 @@ import jsonschema  # type: ignore[import-untyped]
 import kubernetes.client  # type: ignore[import-untyped]
 import pytest
 import yaml  # type: ignore[import-untyped]
+from celery import Celery
+from celery.bin.base import CLIContext
+from celery.bin.celery import celery as celery_cli
 from dagster._cli import create_dagster_cli
+from dagster._config import validate_config
 from dagster._daemon.cli import create_dagster_daemon_cli
 from dagster_k8s.container_context import K8sContainerContext
 from dagster_k8s.models import k8s_model_from_dict, k8s_snake_case_dict
@@ -36,6 +41,7 @@ from somabrain_dagster.embedded import valkey as embedded_valkey
 from somabrain_dagster.embedded.prometheus import PrometheusTools
 from somabrain_dagster.operations.dagster_home import EVENT_BATCH, INSTANCE, WORKSPACE
 from somabrain_dagster.settings import Settings
+from somabrain_dagster.workers.launcher import Launcher
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
@@ -55,10 +61,11 @@ EXAMPLE = dict(
     if line and not line.startswith("#")
 )
 VALUES: dict[str, Any] = yaml.safe_load((KUBERNETES / "values.yaml").read_text())
+ON_CELERY: dict[str, Any] = yaml.safe_load((KUBERNETES / "values-celery.yaml").read_text())
 MANIFESTS: list[dict[str, Any]] = [
     manifest
     for path in sorted(KUBERNETES.glob("*.yaml"))
-    if path.name not in ("values.yaml", "kustomization.yaml")
+    if path.name not in ("values.yaml", "values-celery.yaml", "kustomization.yaml")
     for manifest in yaml.safe_load_all(path.read_text())
 ]
 KINDS = {
@@ -252,6 +259,7 @@ def parts(where: str, command: Sequence[str]) -> Iterator[tuple[str, list[str]]]
 
 PROGRAMS: dict[str, click.Command] = {
     "somabrain": main,
+    "celery": celery_cli,
     "dagster": create_dagster_cli(),  # type: ignore[no-untyped-call]
     "dagster-daemon": create_dagster_daemon_cli(),
     "dagster-webserver": dagster_webserver,
@@ -266,12 +274,17 @@ def parse(program: str, arguments: Sequence[str]) -> None:
     """
     command = PROGRAMS[program]
     rest = [argument.replace(PREPARED, str(WORKSPACE)) for argument in arguments]
+    if program == "celery":
+        option, app, *rest = rest
+        assert option == "-A"
+        assert importlib.util.find_spec(app) is not None
     while isinstance(command, click.Group):
         known = command.commands
         if not rest or rest[0] not in known:
             raise click.UsageError(f"{program} has no command {rest[:1]}: {', '.join(known)}")
         command = known[rest.pop(0)]
-    context = command.make_context(program, rest)
+    # Celery's options take their defaults from its application.
+    context = command.make_context(program, rest, obj=CLIContext(Celery(), no_color=True, workdir=None))
     if program == "somabrain" and command.name == "exec":
         parse(context.params["program"], context.params["arguments"])
 
@@ -420,6 +433,7 @@ def test_the_chart_keeps_to_the_rules_of_our_own_instance() -> None:
     assert VALUES["additionalInstanceConfig"] == {
         "concurrency": instance["concurrency"],
         "run_queue": instance["run_queue"],
+        "freshness": instance["freshness"],
     }
     assert daemon["runRetries"] == {
         "enabled": instance["run_retries"]["enabled"],
@@ -440,6 +454,21 @@ def test_what_runs_are_given_is_what_the_launcher_takes() -> None:
     snake = {name.replace("_k_8_s", "_k8s"): value for name, value in snake.items()}
     context = K8sContainerContext.create_from_config({"k8s": {"run_k8s_config": snake}})
     assert context.run_k8s_config.container_config["resources"]["limits"] == {"memory": "4Gi"}
+
+
+def test_with_celery_the_chart_names_our_launcher_and_gives_out_as_many_runs_as_there_are_workers() -> None:
+    configured = ON_CELERY["runLauncher"]["config"]["customRunLauncher"]
+    assert ON_CELERY["runLauncher"]["type"] == "CustomRunLauncher"
+    assert getattr(importlib.import_module(configured["module"]), configured["class"]) is Launcher
+    checked = validate_config(Launcher.config_type(), configured["config"])
+    assert checked.success, checked.errors
+    (workers,) = [one for one in WORKLOADS if one["metadata"]["name"] == "somabrain-worker"]
+    concurrency = ON_CELERY["additionalInstanceConfig"]["concurrency"]
+    assert concurrency["runs"] == {"max_concurrent_runs": workers["spec"]["replicas"]}
+    assert concurrency["pools"] == VALUES["additionalInstanceConfig"]["concurrency"]["pools"]
+    (code,) = VALUES["dagster-user-deployments"]["deployments"]
+    for who in ("dagsterWebserver", "dagsterDaemon"):
+        assert ON_CELERY[who] == {"image": code["image"], "envSecrets": code["envSecrets"]}
 
 
 def test_the_chart_makes_no_second_service_of_the_same_name() -> None:

@@ -20,6 +20,7 @@ LAYERS = [
         "jobs",
         "partitions",
         "resources",
+        "workers",
         "serving",
         "client",
         "traffic",

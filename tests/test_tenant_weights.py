@@ -19,6 +19,7 @@ from somabrain_dagster.store.database import Database
 from somabrain_dagster.store.promotions import promote
 from somabrain_dagster.store.tenant_fits import (
     TENANT_FIT,
+    Share,
     TenantFit,
     apply_fits,
     fit_tenant,
@@ -261,6 +262,37 @@ def test_a_forged_change_is_found_though_everything_after_it_fits(taught: Databa
     with taught.snapshot() as connection:
         found = verify(connection).of(REDERIVATION)
     assert [(one.tenant_id, one.version) for one in found] == [(fit.tenant_id, state.version)]
+
+
+def test_shares_fit_each_tenant_once_and_as_all_at_once_does(
+    taught: Database, postgres: PostgresServer, reenactment: Reenactment
+) -> None:
+    def result(fit: TenantFit) -> tuple[object, ...]:
+        return fit.last_seq, fit.accepted, fit.weights.tolist(), [gate.to_json() for gate in fit.gates]
+
+    together = {fit.tenant_id: result(fit) for fit in fitted(taught)}
+    with new_database(postgres, reenactment.template) as name, Database(postgres.url(name)) as other:
+        shared = [
+            {
+                one.tenant_id: result(one)
+                for one in fit_tenants(other, CONFIGURATION, events=EVENTS, most=MOST, share=Share(number, 3))
+                if isinstance(one, TenantFit)
+            }
+            for number in range(3)
+        ]
+    assert sum(map(len, shared)) == len(together)
+    assert shared[0] | shared[1] | shared[2] == together
+
+
+def test_every_tenant_is_in_one_share_and_shares_are_about_equal() -> None:
+    tenants = [f"tenant-{number}" for number in range(4000)]
+    shares = [Share(number, 16) for number in range(16)]
+    sizes = [sum(tenant in share for tenant in tenants) for share in shares]
+    assert sum(sizes) == len(tenants)
+    assert min(sizes) > 180  # 250 are expected: 4.6 standard deviations
+    assert all(tenant in Share() for tenant in tenants)
+    with pytest.raises(ValueError, match="no share 16 of 16"):
+        Share(16, 16)
 
 
 # ------------------------------------------------------------------------------------------------ the asset

@@ -23,6 +23,7 @@ from somabrain_dagster.store.proposals import (
     read_proposals,
 )
 from somabrain_dagster.store.tenant_fits import (
+    Share,
     TenantFit,
     apply_fits,
     count_fits,
@@ -206,6 +207,13 @@ def draw_weights(proposal: StoredProposal) -> Figure:
     return figure
 
 
+class Fitting(Change):
+    """Whose weights are fitted: one share of the tenants, of so many; all of them by default."""
+
+    share: int = 0
+    shares: int = 1
+
+
 @dg.asset(
     description="Each tenant's own weights for recall. Where enough of its feedback is new, they are fitted "
     "to it, from the promoted weights as a strong prior that gives way as feedback grows. A fit is carried "
@@ -221,14 +229,19 @@ def draw_weights(proposal: StoredProposal) -> Figure:
     pool="tenant_weights",
 )
 def tenant_weights(
-    context: dg.AssetExecutionContext, config: Change, brain: dg.ResourceParam[Brain]
+    context: dg.AssetExecutionContext, config: Fitting, brain: dg.ResourceParam[Brain]
 ) -> dg.MaterializeResult[None]:
     """Fit tenants of whom enough is new, and carry out what was accepted."""
     settings = brain.settings
     configuration = settings.learning_configuration
+    share = Share(config.share, config.shares)
     fitted = 0
     for one in fit_tenants(
-        brain.database, configuration, events=settings.tenant_fit_events, most=settings.fit_recalls
+        brain.database,
+        configuration,
+        events=settings.tenant_fit_events,
+        most=settings.fit_recalls,
+        share=share,
     ):
         if isinstance(one, TenantFit):
             fitted += 1
@@ -239,7 +252,7 @@ def tenant_weights(
     changed = []
     if config.change:
         with brain.database.snapshot() as connection:
-            waiting = read_newest_fits(connection)
+            waiting = [fit for fit in read_newest_fits(connection) if fit.tenant_id in share]
         changed = apply_fits(brain.database, configuration, waiting)
         brain.snapshots.publish(changed)
     with brain.database.snapshot() as connection:

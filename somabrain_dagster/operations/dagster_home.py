@@ -1,18 +1,20 @@
 """The directory and the variables by which Dagster's own programs find their instance and the project."""
 
 import os
-import shutil
 import threading
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx
+import yaml  # type: ignore[import-untyped]
 
 from somabrain_dagster.operations.servers import Servers
 from somabrain_dagster.settings import Settings
 
 INSTANCE = Path(__file__).parent / "dagster.yaml"
 WORKSPACE = Path(__file__).parent / "workspace.yaml"
+
+BROKER = "SOMABRAIN_CELERY_BROKER_URL"
 
 EVENT_BATCH = 1000
 """A run over many partitions writes so many of their events at once, in place of one connection for each."""
@@ -39,18 +41,36 @@ def prepare(settings: Settings, servers: Servers) -> dict[str, str]:
     """
     home = dagster_home(settings)
     home.mkdir(parents=True, exist_ok=True)
-    for file in (INSTANCE, WORKSPACE):
+    for file, content in ((INSTANCE, instance(settings)), (WORKSPACE, WORKSPACE.read_text())):
         # Programs that start together share the directory: none may read half a file.
         draft = home / f".{file.name}.{os.getpid()}"
-        shutil.copyfile(file, draft)
+        draft.write_text(content)
         draft.replace(home / file.name)
+    broker = settings.celery.broker_url
     return {
         **servers.environment(),
         "SOMABRAIN_HOME": str(settings.home),
         "SOMABRAIN_DAGSTER_STORAGE_URL": storage_url(servers.dagster_database_url),
         "DAGSTER_HOME": str(home),
         "DAGSTER_EVENT_BATCH_SIZE": str(EVENT_BATCH),
+        **({} if broker is None else {BROKER: broker.get_secret_value()}),
     }
+
+
+def instance(settings: Settings) -> str:
+    """The content of `dagster.yaml`: with a broker, runs go to Celery's workers, as many as these take."""
+    described = INSTANCE.read_text()
+    if settings.celery.broker_url is None:
+        return described
+    configured = yaml.safe_load(described)
+    configured["run_launcher"] = {
+        "module": "somabrain_dagster.workers.launcher",
+        "class": "Launcher",
+        "config": {"broker": {"env": BROKER}},
+    }
+    configured["concurrency"]["runs"]["max_concurrent_runs"] = settings.celery.slots
+    joined: str = yaml.safe_dump(configured, sort_keys=False)
+    return joined
 
 
 def workspace(settings: Settings) -> Path:

@@ -14,6 +14,7 @@ import numpy as np
 from psycopg.types.json import Jsonb
 
 from somabrain_dagster.learning.configuration import InvalidConfiguration, LearningConfiguration
+from somabrain_dagster.learning.experiments import position
 from somabrain_dagster.learning.features import REGISTRY_VERSION
 from somabrain_dagster.learning.gated_fit import GAIN, GAIN_LOWER_BOUND, GatedFit, gated_fit
 from somabrain_dagster.learning.gates import Gate, failed
@@ -29,6 +30,29 @@ from somabrain_dagster.store.scales import read_scales
 
 TENANT_FIT = "tenant_fit"
 """The cause of a change that carries out a fit."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """One share of the tenants, by the hash of their keys; of one share, all of them.
+
+    Attributes:
+        number: which one, from 0.
+        of: how many there are.
+
+    Raises:
+        ValueError: there is no such share.
+    """
+
+    number: int = 0
+    of: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.number < self.of:
+            raise ValueError(f"shares are numbered from 0: there is no share {self.number} of {self.of}")
+
+    def __contains__(self, tenant_id: str) -> bool:
+        return int(position(TENANT_FIT, tenant_id) * self.of) == self.number
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,7 +239,12 @@ def fit_tenant(
 
 
 def fit_tenants(
-    database: Database, configuration: LearningConfiguration, *, events: int, most: int
+    database: Database,
+    configuration: LearningConfiguration,
+    *,
+    events: int,
+    most: int,
+    share: Share = Share(),
 ) -> Iterator[TenantFit | tuple[str, str]]:
     """Fit every tenant of whom enough is new, one after the other.
 
@@ -224,13 +253,14 @@ def fit_tenants(
         configuration: the global learning configuration.
         events: how many new feedback events that can teach make a fit due.
         most: as `fit_tenant` takes it.
+        share: whose tenants. Another process may fit another share meanwhile.
 
     Yields:
         Each fit when it is kept, or a tenant and why it cannot be fitted.
     """
     with database.snapshot() as connection:
-        tenants = read_due(connection, events)
-    for tenant_id in tenants:
+        due = [tenant_id for tenant_id in read_due(connection, events) if tenant_id in share]
+    for tenant_id in due:
         try:
             fit = fit_tenant(database, tenant_id, configuration, most)
         except InvalidConfiguration as error:

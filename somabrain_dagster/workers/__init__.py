@@ -1,0 +1,1 @@
+"""Runs on other machines: Dagster's Celery engine, as the project uses it."""
