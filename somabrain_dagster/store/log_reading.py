@@ -32,7 +32,18 @@ _CHANGE_EXPRESSIONS = sql.SQL(
     "c.version, c.low IS NOT NULL, coalesce(array_position({digests}, c.configuration), 0) - 1, "
     "c.shift, c.after"
 )
-_OF_STATES = sql.SQL("FROM weight_changes c WHERE c.tenant_id IN (SELECT tenant_id FROM adaptation_states)")
+_ROWS = """
+    SELECT {}
+    FROM weight_changes c
+    WHERE c.tenant_id IN (SELECT tenant_id FROM adaptation_states)
+    ORDER BY c.tenant_id, c.version
+"""
+_OWN_BOUNDS = """
+    SELECT c.low, c.high
+    FROM weight_changes c
+    WHERE c.tenant_id IN (SELECT tenant_id FROM adaptation_states) AND c.low IS NOT NULL
+    ORDER BY c.tenant_id, c.version
+"""
 
 
 @dataclass(frozen=True)
@@ -74,9 +85,7 @@ class LogReader:
         )
         bounds = read_columns(
             connection,
-            sql.SQL("SELECT c.low, c.high {} AND c.low IS NOT NULL ORDER BY c.tenant_id, c.version").format(
-                _OF_STATES
-            ),
+            sql.SQL(_OWN_BOUNDS),
             {"low": _K, "high": _K},
         )
         return cls(
@@ -160,6 +169,4 @@ def changes_query(
         _CHANGE_EXPRESSIONS.format(digests=digests),
         *(column.expression for column in (others or {}).values()),
     ]
-    return sql.SQL("SELECT {} {} ORDER BY c.tenant_id, c.version").format(
-        sql.SQL(", ").join(expressions), _OF_STATES
-    )
+    return sql.SQL(_ROWS).format(sql.SQL(", ").join(expressions))

@@ -13,7 +13,7 @@ from somabrain_dagster.serving.operations import Operation
 from somabrain_dagster.settings import Settings
 from somabrain_dagster.store import audit
 from somabrain_dagster.store.keys import TooManyKeys, create_key, list_keys, revoke_key
-from tests.serving.running import Running
+from tests.serving.running import Running, until
 
 OPERATIONS = operations_of(Settings())
 WITH_KEY = [operation for operation in OPERATIONS if operation.scope is not None]
@@ -185,10 +185,7 @@ def test_a_revoked_key_is_refused_at_once(service: Running, tenant: tuple[str, s
         with service.database.as_operator() as connection:
             revoked = revoke_key(connection, key.split("_")[1], "tests")
         assert revoked.tenant_id == name
-        for _ in range(100):  # word of it takes a moment
-            if client.get("/context/adaptation/state").status_code == 401:
-                break
-        assert client.get("/context/adaptation/state").status_code == 401
+        until(lambda: client.get("/context/adaptation/state").status_code == 401, 5.0)
 
 
 def test_two_keys_of_a_tenant_are_valid_at_once_and_no_third(
