@@ -23,7 +23,7 @@ from somabrain_dagster.serving.answers import NDJSON
 from somabrain_dagster.serving.contracts import StreamSummary
 from somabrain_dagster.store.feedback_contract import Feedback
 
-PACE = 2_500.0
+PACE = 2_000.0
 """Of the events that land in blocks, a second at most: a machine that is full keeps no latency."""
 CLIENTS = 8
 BY_FILE = 10
