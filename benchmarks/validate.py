@@ -32,8 +32,8 @@ from benchmarks.report import write_report
 from benchmarks.retention import large_partition, retrievals
 from benchmarks.validation import measures
 from benchmarks.validation.account import account
-from benchmarks.validation.landing import RATE, SAY_SECONDS, Landing, Refused, Singles
-from benchmarks.validation.meanwhile import giving_way, operate
+from benchmarks.validation.landing import PACE, SAY_SECONDS, Landing, Refused, Singles
+from benchmarks.validation.meanwhile import PRUNED_AT, end_week, giving_way, operate
 from benchmarks.validation.objectives import objectives, tables
 from benchmarks.validation.plan import Plan, plan_of
 from benchmarks.validation.progress import OtherPlan, Progress
@@ -53,6 +53,7 @@ REPORT = Path("reports/validate.json")
 HOME = Path(".somabrain/validate")
 EVENTS, EVENTS_IN_CI = 1_000_000, 50_000
 DRAIN_SECONDS = 3600.0
+SHORTEST_WEEK_SECONDS = 3.0
 ENDED = ("SUCCESS", "FAILURE", "CANCELED")
 """What Dagster says of a run that is over."""
 PACKAGES = ("dagster", "psycopg", "numpy", "uvicorn", "confluent-kafka")
@@ -184,8 +185,10 @@ def run(stage: Stage, plan: Plan, progress: Progress) -> bool:
     """Land, wait, measure, look for everything, and write the report; whether all holds."""
     clock, steps = Clock(progress), progress.steps
     keys: dict[str, str] = progress.once("keys", partial(keys_of, stage, plan))
+    landed_by_then = max(PRUNED_AT * plan.events / PACE, SHORTEST_WEEK_SECONDS)
     with stage.up() as url:
         with clock("landing"):
+            progress.once("week ended", partial(end_week, stage.database, landed_by_then))
             land(stage, plan, progress, url, keys)
         with clock("small measurements"):
             progress.once("adaptation", partial(measures.adaptation, stage, plan, url))
@@ -199,7 +202,8 @@ def run(stage: Stage, plan: Plan, progress: Progress) -> bool:
         restart = measures.restart(stage)
     with clock("proofs of the log"), stage.database.snapshot() as connection:
         proof = prove(connection)
-    answers = Singles(plan, stage.place).answers()
+    singles = Singles(plan, stage.place)
+    answers = singles.answers()
     kafka = stage.settings.kafka if stage.no_kafka is None else None
     with clock("account of events"), stage.database.snapshot() as connection:
         told, copies = account(connection, kafka, plan, progress.blocks, answers)
@@ -221,7 +225,13 @@ def run(stage: Stage, plan: Plan, progress: Progress) -> bool:
     found = {
         "events": plan.events,
         "tenants": len(plan.tenants),
-        "latency": {"requests": len(answers), "rate": RATE, "p50_ms": p50, "p95_ms": p95, "p99_ms": p99},
+        "latency": {
+            "requests": len(answers),
+            "rate": singles.rate,
+            "p50_ms": p50,
+            "p95_ms": p95,
+            "p99_ms": p99,
+        },
         "account": asdict(told),
         "isolation": isolation,
         "restart": restart,

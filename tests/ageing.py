@@ -4,17 +4,24 @@ Neither a clock nor a row is touched, so digests, chains and times stay those of
 becomes a partition that ends at this moment, and what lands from now on goes into the rest of the week.
 """
 
+from datetime import datetime
+
 from psycopg import sql
 
 from somabrain_dagster.store.database import Connection, Database
 from somabrain_dagster.store.retention import RELATIONS, Partition, read_partitions
 
 
-def cut_weeks(database: Database) -> None:
-    """End the partitions of this week now."""
+def cut_weeks(database: Database, at: datetime | None = None) -> None:
+    """End the partitions of this week now.
+
+    Args:
+        database: the brain's.
+        at: when they end instead, still to come: what is there is read for it, so it is quick before much is.
+    """
     with database.as_owner() as connection:
         # The rows that are there landed before this transaction began, so before its now().
-        (now,) = connection.execute("SELECT now()").fetchone() or (None,)
+        (now,) = connection.execute("SELECT coalesce(%s, now())", (at,)).fetchone() or (None,)
         for partition in read_partitions(connection):
             if partition.begins < now < partition.ends:
                 _cut(connection, partition, sql.Literal(now))

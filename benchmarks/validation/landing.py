@@ -16,15 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.load import request, write_requests
-from benchmarks.validation.plan import Plan
+from benchmarks.validation.plan import SINGLY, Plan
 from benchmarks.validation.progress import Progress
 from benchmarks.validation.stage import SOMABRAIN, Stage
 from somabrain_dagster.serving.answers import NDJSON
 from somabrain_dagster.serving.contracts import StreamSummary
 from somabrain_dagster.store.feedback_contract import Feedback
 
-RATE = 100.0
-"""Of the events that land one by one, a second."""
+PACE = 2_000.0
+"""Of the events that land in blocks, a second at most: a machine that is full keeps no latency."""
 CLIENTS = 8
 BY_FILE = 10
 """Of so many blocks one lands by `somabrain import`, the others by the service."""
@@ -83,6 +83,7 @@ class Landing:
                     self._by_stream(client, events)
                 self.progress.acknowledged(block, digest_of(events))
                 landed += len(events)
+                time.sleep(max(0.0, began + landed / PACE - time.monotonic()))
                 now = time.monotonic()
                 if now - said > SAY_SECONDS or block == left[-1]:
                     said = now
@@ -144,6 +145,11 @@ class Singles:
         """How many there are."""
         return (self.plan.each - self.plan.bulk) * len(self.plan.tenants)
 
+    @property
+    def rate(self) -> float:
+        """How many are due a second: they last as long as the blocks."""
+        return PACE * SINGLY
+
     def answers(self) -> dict[int, Answer]:
         """What was acknowledged, of this process and those before it."""
         found: dict[int, Answer] = {}
@@ -182,9 +188,9 @@ class Singles:
         command = [sys.executable, "-m", "benchmarks.load", host, port, str(requests), "--once"]
         options = {
             "clients": CLIENTS,
-            "rate": RATE,
+            "rate": self.rate,
             "warm": 0,
-            "seconds": 10 * len(asked) / RATE + 600,
+            "seconds": 10 * len(asked) / self.rate + 600,
             "answers": self.place / f"answers-{len(self._files()):04}.tsv",
         }
         arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]

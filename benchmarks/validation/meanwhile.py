@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -62,18 +63,28 @@ def operate(pool: ProcessPoolExecutor, progress: Progress, share: Callable[[], f
         progress.once(step, told)
 
 
+def end_week(database: Database, seconds: float) -> str:
+    """Let the week that runs end so many seconds from now: what lands until then can be pruned afterwards."""
+    ends = datetime.now(UTC) + timedelta(seconds=seconds)
+    cut_weeks(database, ends)
+    return ends.isoformat()
+
+
 def prune() -> dict[str, Any]:
-    """End the week that runs, so that what landed until now is old, and prune it for real."""
+    """Prune the week that has ended, for real."""
     settings = Settings()
     with Database(servers.start(settings).database_url) as database:
-        cut_weeks(database)
-        seconds = 0.0
+        seconds, refused = 0.0, ["the week has not ended"]
         for _ in range(_ATTEMPTS):
             # What is not in Kafka yet stays, and is told; a little later it is there.
             time.sleep(_WAIT_SECONDS)
             with database.as_owner() as connection:
                 ((now,),) = connection.execute("SELECT now()").fetchall()
-                old = max(each.ends for each in read_partitions(connection) if each.ends <= now)
+                old = max(
+                    (each.ends for each in read_partitions(connection) if each.ends <= now), default=None
+                )
+            if old is None:
+                continue  # it has not ended yet
             outcome = retention.run(
                 database,
                 now - old,
@@ -82,14 +93,15 @@ def prune() -> dict[str, Any]:
                 relayed=settings.kafka.bootstrap is not None,
             )
             seconds += outcome.seconds
-            if not outcome.refused:
+            refused = [f"{one.partition}: {one.reason}" for one in outcome.refused]
+            if not refused:
                 break
         with database.as_operator() as connection:
             rows = count_pruned(connection, "feedback_events")
     return {
         "rows": rows,
         "seconds": round(seconds, 2),
-        "refused": [f"{one.partition}: {one.reason}" for one in outcome.refused],
+        "refused": refused,
     }
 
 

@@ -124,20 +124,42 @@ def trace_segments(
             variances.append(variance)
         after.append(RewardState(mean, variance))
 
-    delta_ = np.array(deltas, dtype=np.float64)
-    variance_ = np.array(variances, dtype=np.float64)
-    deviation = np.sqrt(variance_)
-    surprise = np.abs(delta_) / np.sqrt(np.array(variances_before, dtype=np.float64) + 0.01)
-    followed = Trace(
-        delta=delta_,
-        mean=np.array(means, dtype=np.float64),
-        variance=variance_,
-        dopamine=np.clip(0.4 + 0.4 * delta_, 0.2, 0.8),
+    followed = _levels(
+        *(np.array(each, dtype=np.float64) for each in (deltas, means, variances, variances_before))
+    )
+    return followed, after
+
+
+def trace_steps(rewards: Floats, means: Floats, variances: Floats, reward_rate: float) -> Trace:
+    """One step from each of many states; to the last bit what `trace_segments` makes of runs of one reward.
+
+    Args:
+        rewards: (N,), in [-1, 1].
+        means: (N,), V before each of them.
+        variances: (N,), v before each of them.
+        reward_rate: η.
+    """
+    delta = rewards - means
+    return _levels(
+        delta,
+        means + reward_rate * delta,
+        (1.0 - reward_rate) * variances + reward_rate * (delta * delta),
+        variances,
+    )
+
+
+def _levels(delta: Floats, mean: Floats, variance: Floats, variance_before: Floats) -> Trace:
+    deviation = np.sqrt(variance)
+    surprise = np.abs(delta) / np.sqrt(variance_before + 0.01)
+    return Trace(
+        delta=delta,
+        mean=mean,
+        variance=variance,
+        dopamine=np.clip(0.4 + 0.4 * delta, 0.2, 0.8),
         serotonin=np.clip(1.0 - deviation, 0.0, 1.0),
         noradrenaline=np.clip(0.05 * np.maximum(0.0, surprise - 1.0), 0.0, 0.1),
         acetylcholine=np.clip(0.1 * deviation, 0.0, 0.1),
     )
-    return followed, after
 
 
 def hold(followed: Trace, levels: Mapping[str, float]) -> Trace:

@@ -30,7 +30,7 @@ from somabrain_dagster.learning.lesson import (
     Experience,
     event_shifts,
 )
-from somabrain_dagster.learning.neuromodulators import RewardState, Trace, hold, trace_segments
+from somabrain_dagster.learning.neuromodulators import Trace, hold, trace_steps
 from somabrain_dagster.learning.policy import Scales, rescaled
 from somabrain_dagster.learning.replay import Log, Replaying
 from somabrain_dagster.learning.shifts import Shifts, constant
@@ -535,12 +535,7 @@ def _rederive(
     known = follows | begins
     met = np.where(follows[:, None], events.recorded[matched - 1][:, [_MEAN, _VARIANCE]], 0.0)[known]
     checked = matched[known]
-    trace, _ = trace_segments(
-        events.reward[checked],
-        np.ones(len(checked), dtype=np.intp),
-        [RewardState(mean, variance) for mean, variance in met.tolist()],
-        configuration.reward_rate,
-    )
+    trace = trace_steps(events.reward[checked], met[:, 0], met[:, 1], configuration.reward_rate)
     trace = hold(trace, configuration.neuromodulators)
     differs = (_levels(trace) != events.recorded[checked]).any(axis=1)
     for row in rows[known][differs].tolist():

@@ -15,6 +15,7 @@ from somabrain_dagster.learning.neuromodulators import (
     effective_temperature,
     trace,
     trace_segments,
+    trace_steps,
 )
 
 pytestmark = pytest.mark.learning
@@ -39,6 +40,19 @@ def test_two_rewards_by_hand() -> None:
     assert followed.noradrenaline == pytest.approx([0.1, 0.05 * (0.4 / math.sqrt(0.11) - 1)])
     assert followed.acetylcholine == pytest.approx([0.1 * math.sqrt(0.1), 0.1 * math.sqrt(0.106)])
     assert after == RewardState(followed.mean[-1], followed.variance[-1])
+
+
+@given(st.lists(st.tuples(st.floats(-1, 1), states), max_size=40))
+def test_steps_taken_together_are_those_taken_alone_to_the_last_bit(
+    steps: list[tuple[float, RewardState]],
+) -> None:
+    values = np.array([reward for reward, _ in steps])
+    before = [state for _, state in steps]
+    alone, _ = trace_segments(values, [1] * len(steps), before, ETA)
+    together = trace_steps(
+        values, np.array([state.mean for state in before]), np.array([s.variance for s in before]), ETA
+    )
+    assert columns(together) == columns(alone)
 
 
 def test_the_expected_reward_leaves_every_level_at_rest() -> None:
