@@ -611,3 +611,34 @@ def test_a_landed_database_proves_every_claim(database: Database) -> None:
         assert verify(connection).findings == []
     for tenant in [*tenants, own]:
         assert_sound(database, tenant)
+
+
+def test_looking_for_many_keys_does_not_read_those_that_were_used_before(database: Database) -> None:
+    """However long the log is: whoever lands holds the states that everybody else waits for."""
+    tenants, batch = new_tenants(database, 20), 2000
+
+    def keyed(begin: int) -> list[Feedback]:
+        numbers = range(begin, begin + batch)
+        return [said(tenants[number % 20], 0.1, idempotency_key=f"key-{number}") for number in numbers]
+
+    # One session, so that what it counted is told by it when it is asked.
+    with Database(database.url, max_connections=1) as alone:
+        for begin in range(0, 8 * batch, batch):
+            landed(alone, keyed(begin))
+        with alone.as_owner() as connection:
+            connection.execute("ANALYZE idempotency_keys, weight_changes")
+        before = keys_read(alone)
+        landed(alone, keyed(8 * batch))
+        assert keys_read(alone) - before < batch
+
+
+def keys_read(database: Database) -> int:
+    """How many idempotency keys were ever read, in the index or in the table."""
+    with database.as_owner() as connection:
+        connection.execute("SELECT pg_stat_force_next_flush()")
+    with database.as_owner() as connection:
+        (read,) = connection.execute(
+            "SELECT t.seq_tup_read + i.idx_tup_read FROM pg_stat_user_tables t "
+            "JOIN pg_stat_user_indexes i USING (relid) WHERE i.indexrelname = 'idempotency_keys_pkey'"
+        ).fetchone() or (0,)
+    return int(read)

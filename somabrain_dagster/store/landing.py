@@ -255,13 +255,23 @@ def _overridden(configuration: LearningConfiguration, overrides: str) -> Learnin
 
 
 def _find_answers(connection: Connection, keys: Sequence[tuple[str, str]]) -> psycopg.Cursor[tuple[Any, ...]]:
-    """What was answered to the idempotency keys that were used before."""
+    """What was answered to the idempotency keys that were used before.
+
+    Each key is looked up by itself. For many of them the planner, which under row security expects few rows
+    of a tenant, would rather read and sort all keys that these tenants ever used, with their states locked.
+    """
     return connection.execute(
         """
-        SELECT k.tenant_id, k.key, k.digest, k.seq, k.version, c.after
+        SELECT asked.tenant_id, asked.key, k.digest, k.seq, k.version, c.after
         FROM unnest(%s::text[], %s::text[]) AS asked (tenant_id, key)
-        JOIN idempotency_keys k USING (tenant_id, key)
-        JOIN weight_changes c ON c.tenant_id = k.tenant_id AND c.version = k.version
+        CROSS JOIN LATERAL (
+            SELECT digest, seq, version FROM idempotency_keys
+            WHERE (tenant_id, key) = (asked.tenant_id, asked.key) LIMIT 1
+        ) AS k
+        CROSS JOIN LATERAL (
+            SELECT after FROM weight_changes
+            WHERE (tenant_id, version) = (asked.tenant_id, k.version) LIMIT 1
+        ) AS c
         """,
         ([tenant for tenant, _ in keys], [key for _, key in keys]),
     )
@@ -272,9 +282,12 @@ def _find_recalls(
 ) -> psycopg.Cursor[tuple[Any, ...]]:
     return connection.execute(
         """
-        SELECT r.tenant_id, r.recall_id, r.registry_version, r.candidate_ids, r.features, r.expected
+        SELECT asked.tenant_id, asked.recall_id, r.registry_version, r.candidate_ids, r.features, r.expected
         FROM unnest(%s::text[], %s::bigint[]) AS asked (tenant_id, recall_id)
-        JOIN recalls r USING (tenant_id, recall_id)
+        CROSS JOIN LATERAL (
+            SELECT registry_version, candidate_ids, features, expected FROM recalls
+            WHERE (tenant_id, recall_id) = (asked.tenant_id, asked.recall_id) LIMIT 1
+        ) AS r
         """,
         ([tenant for tenant, _ in named], [recall for _, recall in named]),
     )
