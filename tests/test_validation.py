@@ -17,6 +17,7 @@ from benchmarks.validation.objectives import ELSEWHERE
 from benchmarks.validation.plan import FEWEST, NUMBER, Plan, plan_of
 from benchmarks.validation.progress import OtherPlan, Progress
 from benchmarks.validation.proofs import differing_tenants, prove
+from benchmarks.validation.stage import discard
 from somabrain_dagster.learning.configuration import LearningConfiguration
 from somabrain_dagster.store.adaptation import create_tenants
 from somabrain_dagster.store.database import Database
@@ -150,23 +151,29 @@ def test_a_validation_that_is_killed_goes_on_and_nothing_is_lost_or_lands_twice(
     base = reachable_path / "validation"
     base.mkdir(mode=0o711)
     home, events = base / "home", 5_000
-    for blocks in (2, 12):
+    try:
+        for blocks in (2, 12):
+            process = started(home, events)
+            deadline = time.monotonic() + 200
+            while blocks_in(home) < blocks:
+                assert process.poll() is None, process.communicate()[0]
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
         process = started(home, events)
-        deadline = time.monotonic() + 200
-        while blocks_in(home) < blocks:
-            assert process.poll() is None, process.communicate()[0]
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
+        told, _ = process.communicate()
+    finally:
+        process.kill()
         process.wait()
-    process = started(home, events)
-    told, _ = process.communicate()
+        left = home.exists()
+        discard(home)
     assert process.returncode == 0, told
     assert "going on: " in told
     report = json.loads((base / "reports" / "validate.json").read_text())
     assert report["account"]["acknowledged"] == events
     assert [name for name, held in report["holds"].items() if not held] == []
-    assert not home.exists()
+    assert not left
 
 
 def blocks_in(home: Path) -> int:
