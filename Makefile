@@ -36,7 +36,7 @@ test: install ## Run the tests, on real servers, in two processes; not those tha
 	@$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: install ## The long proofs among the tests, but for Kafka's: the service fuzzed, backups restored, pages run, an incident; twenty minutes.
-	@$(BIN)/pytest -m slow --ignore tests/test_kafka.py --ignore tests/test_kafka_failover.py
+	@$(BIN)/pytest -m slow --ignore tests/test_kafka.py --ignore tests/test_kafka_failover.py --ignore tests/test_validation.py
 
 test-learning: install ## The tests of the paths by which weights change, the long ones too; some minutes.
 	@$(BIN)/pytest -n 2 --dist loadfile -m learning -vv
@@ -124,6 +124,9 @@ drill: install ## Back up under load, wipe, restore, verify; refuse what is dama
 
 validate: install ## A million events of 100 tenants through the public paths, all of it running; then every objective. EVENTS=…; resumes.
 	@$(BIN)/python -m benchmarks.validate $(if $(EVENTS),--events $(EVENTS)) $(if $(FRESH),--fresh)
+
+validate-killed: install ## Kill a small validation in its midst, and let it go on.
+	@$(BIN)/pytest -m slow tests/test_validation.py
 
 dashboards: install ## Write the dashboards of Grafana from scripts/dashboards.
 	@$(BIN)/python -m scripts.dashboards
