@@ -33,7 +33,7 @@ from benchmarks.retention import large_partition, retrievals
 from benchmarks.validation import measures
 from benchmarks.validation.account import account
 from benchmarks.validation.landing import PACE, SAY_SECONDS, Landing, Refused, Singles
-from benchmarks.validation.meanwhile import PRUNED_AT, end_week, giving_way, operate
+from benchmarks.validation.meanwhile import giving_way, operate
 from benchmarks.validation.objectives import objectives, tables
 from benchmarks.validation.plan import Plan, plan_of
 from benchmarks.validation.progress import OtherPlan, Progress
@@ -53,7 +53,6 @@ REPORT = Path("reports/validate.json")
 HOME = Path(".somabrain/validate")
 EVENTS, EVENTS_IN_CI = 1_000_000, 50_000
 DRAIN_SECONDS = 3600.0
-SHORTEST_WEEK_SECONDS = 3.0
 ENDED = ("SUCCESS", "FAILURE", "CANCELED")
 """What Dagster says of a run that is over."""
 PACKAGES = ("dagster", "psycopg", "numpy", "uvicorn", "confluent-kafka")
@@ -122,7 +121,7 @@ def land(stage: Stage, plan: Plan, progress: Progress, url: str, keys: dict[str,
         ThreadPoolExecutor(1) as beside,
         singles.sending(stage, url, keys) as sending,
     ):
-        operating = beside.submit(operate, pool, progress, lambda: landing.share)
+        operating = beside.submit(operate, pool, progress, lambda: landing.share, plan.events / PACE)
         landing.run(lambda: waiting(behind(stage)))
         said = time.monotonic()
         while not operating.done() or (sending is not None and sending.poll() is None):
@@ -185,10 +184,8 @@ def run(stage: Stage, plan: Plan, progress: Progress) -> bool:
     """Land, wait, measure, look for everything, and write the report; whether all holds."""
     clock, steps = Clock(progress), progress.steps
     keys: dict[str, str] = progress.once("keys", partial(keys_of, stage, plan))
-    landed_by_then = max(PRUNED_AT * plan.events / PACE, SHORTEST_WEEK_SECONDS)
     with stage.up() as url:
         with clock("landing"):
-            progress.once("week ended", partial(end_week, stage.database, landed_by_then))
             land(stage, plan, progress, url, keys)
         with clock("small measurements"):
             progress.once("adaptation", partial(measures.adaptation, stage, plan, url))

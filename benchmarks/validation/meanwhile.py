@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from somabrain_dagster.store.database import Database
 from somabrain_dagster.store.retention import count_pruned, read_partitions
 from tests.ageing import cut_weeks
 
-PRUNED_AT, BACKED_UP_AT = 0.25, 0.5
+BEGUN_AT, PRUNED_AT, BACKED_UP_AT = 0.001, 0.25, 0.5
 """How much of the blocks has landed by then."""
 ACTOR = "validation"
 _ATTEMPTS = 60
@@ -44,9 +45,19 @@ def _give_way(place: Path) -> None:
     os.nice(NICENESS)
 
 
-def operate(pool: ProcessPoolExecutor, progress: Progress, share: Callable[[], float]) -> None:
-    """Prune, back up and restore, each when so much has landed, and once."""
+def operate(
+    pool: ProcessPoolExecutor, progress: Progress, share: Callable[[], float], whole_seconds: float
+) -> None:
+    """Prune, back up and restore, each when so much has landed, and once.
+
+    Args:
+        pool: the process that gives way.
+        progress: knows what is done.
+        share: how much has landed.
+        whole_seconds: for how long it lands, at its pace.
+    """
     for step, due, work in (
+        ("week ended", BEGUN_AT, partial(end_week, (PRUNED_AT - BEGUN_AT) * whole_seconds)),
         ("pruned", PRUNED_AT, prune),
         ("backed up", BACKED_UP_AT, back_up_now),
         ("restored", BACKED_UP_AT, restore_elsewhere),
@@ -63,11 +74,12 @@ def operate(pool: ProcessPoolExecutor, progress: Progress, share: Callable[[], f
         progress.once(step, told)
 
 
-def end_week(database: Database, seconds: float) -> str:
+def end_week(seconds: float) -> dict[str, Any]:
     """Let the week that runs end so many seconds from now: what lands until then can be pruned afterwards."""
-    ends = datetime.now(UTC) + timedelta(seconds=seconds)
-    cut_weeks(database, ends)
-    return ends.isoformat()
+    with Database(servers.start(Settings()).database_url) as database:
+        ends = datetime.now(UTC) + timedelta(seconds=seconds)
+        cut_weeks(database, ends)
+    return {"at": ends.isoformat()}
 
 
 def prune() -> dict[str, Any]:
@@ -83,6 +95,10 @@ def prune() -> dict[str, Any]:
                 old = max(
                     (each.ends for each in read_partitions(connection) if each.ends <= now), default=None
                 )
+                pruned_before = count_pruned(connection, "feedback_events") > 0
+            if old is None and pruned_before:
+                refused = []  # by one that was killed before it could say so
+                break
             if old is None:
                 continue  # it has not ended yet
             outcome = retention.run(
