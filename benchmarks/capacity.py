@@ -8,12 +8,12 @@ tables into that page.
 
 import argparse
 import json
-import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from math import ceil
 from pathlib import Path
+
+from scripts.documents import with_measured
 
 FIGURES = Path("docs/figures/unit-costs.json")
 PAGE = Path("docs/SCALING.md")
@@ -263,16 +263,6 @@ def measured(path: Path = FIGURES) -> UnitCosts:
     return UnitCosts(**json.loads(path.read_text())["costs"])
 
 
-def written(page: str, made: Mapping[str, str]) -> str:
-    """The page with its tables replaced."""
-    for name, table in made.items():
-        mark = re.compile(rf"(<!-- measured: {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
-        page, count = mark.subn(lambda found, table=table: f"{found[1]}\n{table}\n{found[2]}", page)  # type: ignore[misc]
-        if count != 1:
-            sys.exit(f"{PAGE} must have one place marked {name}")
-    return page
-
-
 def main() -> None:
     """Print the tables, and put them into the page if that is asked for."""
     parser = argparse.ArgumentParser(
@@ -283,7 +273,7 @@ def main() -> None:
     for table in made.values():
         print(f"{table}\n")
     if parser.parse_args().write:
-        PAGE.write_text(written(PAGE.read_text(), made))
+        PAGE.write_text(with_measured(PAGE, made))
         print(f"written to {PAGE}")
 
 

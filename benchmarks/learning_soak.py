@@ -122,12 +122,17 @@ class Growth:
         return self.items / self.events
 
 
+def evenly(count: int, most: int) -> NDArray[np.intp]:
+    """So many of the places from 0 to before `count` at most, the first and the last among them."""
+    return np.unique(np.linspace(0, count - 1, most).round().astype(np.intp))
+
+
 def slope_per_thousand(turns: NDArray[np.floating], values: NDArray[np.floating]) -> float:
     """The median slope of all pairs (Theil–Sen), in units of `values` a thousand turns.
 
     One page more or less at a single reading does not tilt it. Of many readings some are taken, evenly.
     """
-    places = np.unique(np.linspace(0, len(turns) - 1, LOOKS).round().astype(np.intp))
+    places = evenly(len(turns), LOOKS)
     return float(theilslopes(values[places], turns[places]).slope * 1000)
 
 
@@ -418,6 +423,7 @@ def report(stage: Stage, soaking: Soak, seconds: float) -> bool:
     risen = rater.risen("alpha", SOON)
     soonest = rater.reached("alpha", WEIGHTS[POSITION["alpha"]].start + SOON_RISE)
     at_bound = {name: rater.reached(name, high(name)) for name in ("alpha", "lambda")}
+    shown = [soaking.hundreds[place] for place in evenly(len(soaking.hundreds), SHOWN_ROWS).tolist()]
     steady = [one for one in soaking.hundreds if one.until > WARM]
     worst_feedback = max(one.latencies["feedback"].p95_ms for one in steady)
     tables = [
@@ -463,7 +469,7 @@ def report(stage: Stage, soaking: Soak, seconds: float) -> bool:
                     *(f"{value:.1f}" for of in one.latencies.values() for value in (of.p50_ms, of.p95_ms)),
                     f"{one.resident_mib:.0f}",
                 )
-                for one in _some(soaking.hundreds, SHOWN_ROWS)
+                for one in shown
             ],
         ),
     ]
@@ -512,12 +518,6 @@ def report(stage: Stage, soaking: Soak, seconds: float) -> bool:
         findings=[str(finding) for finding in verification.findings],
         hundreds=[asdict(one) for one in soaking.hundreds],
     )
-
-
-def _some(every: list[Hundred], most: int) -> list[Hundred]:
-    """So many of them at most, spread evenly."""
-    places = np.unique(np.linspace(0, len(every) - 1, most).round().astype(np.intp))
-    return [every[place] for place in places.tolist()]
 
 
 def draw(courses: dict[str, Course], soaking: Soak, slope: float) -> Figure:

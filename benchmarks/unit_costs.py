@@ -30,7 +30,7 @@ from benchmarks.capacity import COSTS, UnitCosts, with_unit
 from benchmarks.load import write_requests
 from benchmarks.report import Figures, write_report
 from benchmarks.serving import bare_commits, feedback_requests
-from scripts.killing import Stage, directory, stage_in
+from scripts.killing import Stage, directory, stage_in, wait_until
 from somabrain_dagster.corpus.build import Plan as CorpusPlan
 from somabrain_dagster.corpus.exporting import artifacts_of, export
 from somabrain_dagster.embedded import ensure_database
@@ -52,6 +52,7 @@ REPORT = Path("reports/unit-costs.json")
 LIBRARIES = Path(".somabrain/kafka-libs")
 ACTOR = "benchmark"
 PEOPLE, CLIENTS, SECONDS = 100, 32, 10.0
+START_SECONDS, RELAY_SECONDS = 60.0, 300.0
 TAUGHT = Plan(memories=450, feedback=100, held_out=1)
 TAUGHT_PEOPLE = 3
 CORPUS_PEOPLE = 20
@@ -97,7 +98,7 @@ def through_the_service(stage: Stage, keys: Mapping[str, str], place: Path) -> t
     assert stage.service is not None
     asked = place / "requests.bin"
     write_requests(asked, feedback_requests(dict(keys), "/context/feedback"))
-    wait_until(lambda: answers(stage), "the service did not start")
+    wait_until(lambda: answers(stage), START_SECONDS, "the service did not start")
     service, postgres = Meter(stage.service.pid), Meter(stage.postgres.pid)
     with Database(stage.postgres.url("brain")) as database:
         before = count(database, "feedback_events")
@@ -154,7 +155,9 @@ def relayed(database: Database, url: str, events: int, place: Path) -> float:
     own = time.process_time()
     relay.start()
     try:
-        wait_until(lambda: published(database) >= events, "the relay did not come to the end", 300, 0.5)
+        wait_until(
+            lambda: published(database) >= events, RELAY_SECONDS, "the relay did not come to the end", 0.5
+        )
         taken = time.process_time() - own
     finally:
         stopping.set()
@@ -189,19 +192,6 @@ def record_bytes(stage: Stage) -> float:
             for record in outbox.unpublished(log, names, PARTITION_RECORDS)[0]
         ]
     return sum(found) / len(found)
-
-
-def wait_until(holds: Callable[[], bool], why: str, seconds: float = 60, pause: float = 0.1) -> None:
-    """Wait until something holds.
-
-    Raises:
-        TimeoutError: it does not come about.
-    """
-    deadline = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > deadline:
-            raise TimeoutError(why)
-        time.sleep(pause)
 
 
 @contextmanager

@@ -36,6 +36,7 @@ from dagster_celery.tags import DAGSTER_CELERY_TASK_ID_TAG
 from pydantic import SecretStr
 
 from benchmarks.report import Figures, write_report
+from scripts.killing import wait_until
 from somabrain_dagster.corpus.exporting import artifacts_of
 from somabrain_dagster.definitions import build_definitions
 from somabrain_dagster.embedded import (
@@ -321,19 +322,6 @@ class Run:
 def program(name: str, *arguments: str) -> list[str]:
     """A program that is installed beside this one."""
     return [str(Path(sys.executable).with_name(name)), *arguments]
-
-
-def wait_until(holds: Any, seconds: float, why: str, pause: float = 0.1) -> None:
-    """Wait until something holds.
-
-    Raises:
-        TimeoutError: it does not come about.
-    """
-    deadline = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > deadline:
-            raise TimeoutError(why)
-        time.sleep(pause)
 
 
 @dataclass(frozen=True)

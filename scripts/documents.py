@@ -53,6 +53,21 @@ def section(page: str, heading: str) -> str:
     return rest if end is None else rest[: end.start()]
 
 
+def with_measured(page: Path, measured: Mapping[str, str]) -> str:
+    """The text of a page with what was measured in the places that are marked `<!-- measured: name -->`.
+
+    Raises:
+        SystemExit: a name has no place, or more than one.
+    """
+    text = page.read_text()
+    for name, part in measured.items():
+        mark = re.compile(rf"(<!-- measured: {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
+        text, count = mark.subn(lambda found, part=part: f"{found[1]}\n{part}\n{found[2]}", text)  # type: ignore[misc]
+        if count != 1:
+            sys.exit(f"{page} must have one place marked {name}")
+    return text
+
+
 def command(language: str, block: str) -> str:
     """A block as lines for the shell."""
     if language == "python":

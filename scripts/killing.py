@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -147,6 +147,19 @@ def directory() -> Iterator[Path]:
         yield base
     finally:
         shutil.rmtree(base, ignore_errors=True)
+
+
+def wait_until(holds: Callable[[], bool], seconds: float, why: str, pause: float = 0.1) -> None:
+    """Wait until something holds.
+
+    Raises:
+        TimeoutError: it does not come about, which `why` explains.
+    """
+    deadline = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > deadline:
+            raise TimeoutError(why)
+        time.sleep(pause)
 
 
 class Clients:

@@ -18,6 +18,7 @@ import click
 import msgspec
 import numpy as np
 
+from scripts.documents import with_measured
 from somabrain_dagster.cli.console import explained
 from somabrain_dagster.learning.features import FEATURES
 from somabrain_dagster.learning.utility import Room
@@ -231,20 +232,6 @@ def shown(stage: Stage) -> dict[str, str]:
     }
 
 
-def mark(name: str) -> re.Pattern[str]:
-    """Where a part is in the document."""
-    return re.compile(rf"(<!-- measured: {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
-
-
-def written(page: str, measured: dict[str, str]) -> str:
-    """The document with its measured parts replaced."""
-    for name, part in measured.items():
-        page, count = mark(name).subn(lambda found, part=part: f"{found[1]}\n{part}\n{found[2]}", page)  # type: ignore[misc]
-        if count != 1:
-            sys.exit(f"docs/LEARNING_TUNING.md must have one place marked {name}")
-    return page
-
-
 def measure(settings: Settings) -> dict[str, str]:
     """Every measured part, from recalls in a database of its own."""
     with scratch_database(settings, "tuning") as database:
@@ -265,7 +252,7 @@ def main(write: bool) -> None:
     for name, part in measured.items():
         print(f"## {name}\n\n{part}\n")
     if write:
-        PAGE.write_text(written(PAGE.read_text(), measured))
+        PAGE.write_text(with_measured(PAGE, measured))
         print(f"written to {PAGE}")
 
 

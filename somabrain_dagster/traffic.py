@@ -323,14 +323,15 @@ def service_process(settings: Settings, running: Servers) -> Iterator[ServicePro
     environment = {**os.environ, **running.environment(), "SOMABRAIN_HOME": str(settings.home)}
     with processes.beside(command, environment, log) as process:
         deadline = time.monotonic() + READY_SECONDS
-        while not _ready(url):
+        while not ready(url):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise ServiceDown(f"the service does not come up: {log} says why")
             time.sleep(0.1)
         yield ServiceProcess(url, process.pid)
 
 
-def _ready(url: str) -> bool:
+def ready(url: str) -> bool:
+    """Whether the service at this URL answers, and hears of every commit."""
     try:
         return bool(httpx.get(f"{url}/readyz", timeout=2).json()["listening"])
     except httpx.TransportError:

@@ -18,8 +18,8 @@ from benchmarks.capacity import (
     measured,
     needed,
     tables,
-    written,
 )
+from scripts.documents import with_measured
 
 ONE = UnitCosts(**{one.name: 1.0 for one in fields(UnitCosts)})
 NOTHING = UnitCosts(**{one.name: 0.0 for one in fields(UnitCosts)})
@@ -92,5 +92,5 @@ def test_every_cost_and_assumption_is_named() -> None:
 
 def test_the_page_has_the_tables_of_the_figures() -> None:
     page = PAGE.read_text()
-    assert written(page, tables(measured(FIGURES))) == page
+    assert with_measured(PAGE, tables(measured(FIGURES))) == page
     assert f"{EVENTS_A_DAY[-1]:,}" in page

@@ -17,7 +17,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
 import psutil
 
 from somabrain_dagster.embedded import discard_servers
@@ -29,6 +28,7 @@ from somabrain_dagster.operations.processes import free_port
 from somabrain_dagster.settings import Settings
 from somabrain_dagster.store.database import Database
 from somabrain_dagster.store.outbox import LOGS
+from somabrain_dagster.traffic import ready
 
 ROOT = Path(__file__).parents[2]
 SOMABRAIN = str(Path(sys.executable).with_name("somabrain"))
@@ -103,7 +103,7 @@ class Stage:
         log.unlink(missing_ok=True)
         with self.program(command, log) as process:
             deadline = time.monotonic() + START_SECONDS
-            while not (_is_ready(url) and said in log.read_text()):
+            while not (ready(url) and said in log.read_text()):
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"`{' '.join(command)}` did not start:\n{log.read_text()[-1000:]}")
                 time.sleep(0.2)
@@ -135,13 +135,6 @@ _KINDS = {
     "the relay": "kafka relay",
     "a run of the chain": "execute_run",
 }
-
-
-def _is_ready(url: str) -> bool:
-    try:
-        return bool(httpx.get(f"{url}/readyz", timeout=2).json()["listening"])
-    except (httpx.HTTPError, ValueError):
-        return False
 
 
 @contextmanager

@@ -50,9 +50,13 @@ class Log:
         ends = np.cumsum(self.lengths)
         for begin in range(0, len(self.versions), rows):
             block = slice(begin, begin + rows)
-            reached = ends.clip(begin, begin + rows)
-            lengths = np.diff(reached, prepend=begin)
+            lengths = lengths_between(ends, begin, begin + rows)
             yield Log(lengths, self.versions[block], self.shifts[block], self.after[block])
+
+
+def lengths_between(ends: Rows, begin: int, end: int) -> Rows:
+    """(T,), how many of the rows from `begin` to before `end` are each tenant's, whose own end at `ends`."""
+    return np.diff(ends.clip(begin, end), prepend=begin)
 
 
 class Replaying:

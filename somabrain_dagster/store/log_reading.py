@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from psycopg import sql
 
 from somabrain_dagster.learning.configuration import LearningConfiguration
-from somabrain_dagster.learning.replay import Log
+from somabrain_dagster.learning.replay import Log, lengths_between
 from somabrain_dagster.learning.shifts import Shifts
 from somabrain_dagster.learning.weights import WEIGHTS
 from somabrain_dagster.store.adaptation import AdaptationState, read_configurations, read_states
@@ -83,11 +83,7 @@ class LogReader:
         counts: dict[str, int] = dict(
             connection.execute("SELECT tenant_id, count(*) FROM weight_changes GROUP BY tenant_id").fetchall()
         )
-        bounds = read_columns(
-            connection,
-            sql.SQL(_OWN_BOUNDS),
-            {"low": _K, "high": _K},
-        )
+        bounds = read_columns(connection, sql.SQL(_OWN_BOUNDS), {"low": _K, "high": _K})
         return cls(
             connection,
             states,
@@ -131,8 +127,7 @@ class LogReader:
             then = own + int(explicit.sum())
             low[explicit], high[explicit] = self.low[own:then], self.high[own:then]
             until = row + len(explicit)
-            reached = ends.clip(row, until)
-            lengths = np.diff(reached, prepend=row)
+            lengths = lengths_between(ends, row, until)
             row, own = until, then
             shifts = Shifts(columns.pop("shift"), low, high)
             yield Log(lengths, columns.pop("version"), shifts, columns.pop("after")), columns
