@@ -1,6 +1,8 @@
-"""One service for the tests of this directory; each test has tenants of its own."""
+"""One service for the tests of this directory; each test has its own tenants, and undoes what it promoted."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -13,6 +15,17 @@ from tests.serving.running import Running, running
 QUICK = {"SOMABRAIN_SERVICE_DRAIN_SECONDS": "0.1"}
 
 
+@contextmanager
+def on_its_own(postgres: PostgresServer, template: str, redis_url: str, log: Path) -> Iterator[Running]:
+    """A service on a database that it shares with no other."""
+    with (
+        new_database(postgres, template) as name,
+        Database(postgres.url(name)) as database,
+        running(database, redis_url, log, variables=QUICK) as service,
+    ):
+        yield service
+
+
 @pytest.fixture(scope="session")
 def service(
     postgres: PostgresServer,
@@ -21,11 +34,7 @@ def service(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Running]:
     log = tmp_path_factory.mktemp("service") / "log"
-    with (
-        new_database(postgres, migrated_template) as name,
-        Database(postgres.url(name)) as database,
-        running(database, f"{valkey.url}/5", log, variables=QUICK) as service,
-    ):
+    with on_its_own(postgres, migrated_template, f"{valkey.url}/5", log) as service:
         yield service
 
 

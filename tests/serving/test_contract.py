@@ -1,5 +1,6 @@
 """The description and the service agree, whatever is sent: by schemathesis, all of its checks on."""
 
+from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
 
@@ -8,10 +9,12 @@ import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis.config import SchemathesisConfig
 
+from somabrain_dagster.embedded import PostgresServer, ValkeyServer
 from somabrain_dagster.serving.app import operations_of
 from somabrain_dagster.serving.openapi import document
 from somabrain_dagster.serving.operations import IDEMPOTENCY_KEY
 from somabrain_dagster.settings import Settings
+from tests.serving.conftest import on_its_own
 from tests.serving.running import Running
 
 pytestmark = pytest.mark.slow
@@ -52,6 +55,19 @@ def test_every_answer_is_as_described(case: Any, service: Running, tenants_key: 
     case.call_and_validate(base_url=service.url, headers=key)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
+def service(
+    postgres: PostgresServer,
+    valkey: ValkeyServer,
+    migrated_template: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Running]:
+    """Of its own: whatever is sent promotes weights too, by which tenants begin elsewhere ever after."""
+    log = tmp_path_factory.mktemp("contract") / "log"
+    with on_its_own(postgres, migrated_template, f"{valkey.url}/10", log) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
 def tenants_key(service: Running) -> str:
     return service.add_tenants(["contract"])["contract"]

@@ -20,9 +20,8 @@ from scripts.browser import NoBrowser, Page, opened_browser, program
 from somabrain_dagster.embedded import PostgresServer, ValkeyServer
 from somabrain_dagster.learning.weights import NAMES
 from somabrain_dagster.store.database import Database
-from tests.conftest import new_database
-from tests.serving.conftest import QUICK
-from tests.serving.running import Running, running
+from tests.serving.conftest import on_its_own
+from tests.serving.running import Running
 from tests.serving.test_trials import experiment
 
 Tenant = tuple[str, str]
@@ -208,11 +207,7 @@ def empty(
     postgres: PostgresServer, valkey: ValkeyServer, migrated_template: str, tmp_path: Path
 ) -> Iterator[Running]:
     """A service of the test's own, without tenants."""
-    with (
-        new_database(postgres, migrated_template) as name,
-        Database(postgres.url(name)) as database,
-        running(database, f"{valkey.url}/6", tmp_path / "log", variables=QUICK) as service,
-    ):
+    with on_its_own(postgres, migrated_template, f"{valkey.url}/6", tmp_path / "log") as service:
         yield service
 
 
