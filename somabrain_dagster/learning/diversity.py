@@ -86,14 +86,16 @@ def tau_step(configuration: LearningConfiguration, diversity: float | None, sero
 def _cosines(embeddings: Floats) -> Floats:
     """The cosine of every two rows, (n, n); NaN, which is no nearer than anything, with a row of zeros.
 
-    Inner products are sums of integers below 2⁵³: the same on every machine and in every order, where a
-    floating-point product of matrices may differ in the last bit, and a threshold would make that a decision.
+    Components are whole numbers, and no sum of their products reaches 2⁵³: each is exact on every machine and
+    in every order. Products of the embeddings themselves may differ in the last bit, and a threshold would
+    make that a decision.
     """
     if not np.isfinite(embeddings).all():
         raise ValueError("an embedding must be finite")
     largest = np.abs(embeddings).max(axis=1, keepdims=True, initial=0.0)
-    grid = np.rint(embeddings / np.where(largest > 0, largest, 1.0) * GRID).astype(np.int64)
-    products = (grid @ grid.T).astype(np.float64)
+    grid = np.rint(embeddings / np.where(largest > 0, largest, 1.0) * GRID)
+    # Not by BLAS: its threads wait by spinning, and take the processor from whoever else is served.
+    products: Floats = np.einsum("ik,jk->ij", grid, grid)
     norms = np.sqrt(np.diagonal(products))
     lengths = norms[:, None] * norms[None, :]
     cosines = np.full_like(products, np.nan)

@@ -7,6 +7,7 @@ array of arrays would come out of `unnest` as single elements.
 import struct
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any, Literal
 
 import numpy as np
 import psycopg
@@ -17,7 +18,10 @@ from psycopg.pq import Format
 from somabrain_dagster.store import frames
 
 _header = struct.Struct(">iiiii")
-_BIGINT = np.dtype([("size", ">i4"), ("value", ">i8")])
+_EIGHTS = {
+    "q": np.dtype([("size", ">i4"), ("value", ">i8")]),
+    "d": np.dtype([("size", ">i4"), ("value", ">f8")]),
+}
 
 MOST_PACKED = 64
 """Elements of an array that are quicker packed one by one."""
@@ -73,15 +77,7 @@ _register(TimestampColumn, 1185)
 
 def bigints(values: Sequence[int] | NDArray[np.int64]) -> BigintColumn:
     """Integers; a matrix row by row."""
-    if isinstance(values, np.ndarray):
-        values = values.ravel()
-        if len(values) > MOST_PACKED:
-            elements = np.empty(len(values), dtype=_BIGINT)
-            elements["size"] = 8
-            elements["value"] = values
-            return BigintColumn(20, len(values), False, elements.tobytes())
-        values = values.tolist()
-    return BigintColumn(20, len(values), False, frames.eights("q", values))
+    return BigintColumn(20, np.size(values), False, _eights("q", values))
 
 
 def bigints_or_null(values: Sequence[int | None]) -> BigintColumn:
@@ -89,9 +85,9 @@ def bigints_or_null(values: Sequence[int | None]) -> BigintColumn:
     return BigintColumn(20, len(values), None in values, b"".join(map(frames.bigint, values)))
 
 
-def floats(values: Sequence[float]) -> FloatColumn:
-    """Floating-point numbers."""
-    return FloatColumn(701, len(values), False, frames.eights("d", values))
+def floats(values: Sequence[float] | NDArray[np.float64]) -> FloatColumn:
+    """Floating-point numbers; a matrix row by row."""
+    return FloatColumn(701, np.size(values), False, _eights("d", values))
 
 
 def floats_or_null(values: Sequence[float | None]) -> FloatColumn:
@@ -117,3 +113,15 @@ def byteas(values: Sequence[bytes | None]) -> ByteaColumn:
 def timestamps(values: Sequence[datetime]) -> TimestampColumn:
     """Times with a zone."""
     return TimestampColumn(1184, len(values), False, b"".join(map(frames.timestamp, values)))
+
+
+def _eights(kind: Literal["q", "d"], values: Sequence[float] | NDArray[Any]) -> bytes:
+    if isinstance(values, np.ndarray):
+        values = values.ravel()
+        if len(values) > MOST_PACKED:
+            elements = np.empty(len(values), dtype=_EIGHTS[kind])
+            elements["size"] = 8
+            elements["value"] = values
+            return elements.tobytes()
+        values = values.tolist()
+    return frames.eights(kind, values)

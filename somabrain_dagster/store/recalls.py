@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from somabrain_dagster.learning.features import Floats
 from somabrain_dagster.learning.policy import SEEDS
 from somabrain_dagster.store.adaptation import STATE_COLUMNS, AdaptationState, UnknownTenant, state_from_row
+from somabrain_dagster.store.arrays import bigints, floats
 from somabrain_dagster.store.database import Connection
 from somabrain_dagster.store.embedding_models import EmbeddingModel
 
@@ -371,7 +372,7 @@ def log_recall(connection: Connection, recall_id: int, log: RecallLog) -> None:
 def _as_column(value: object) -> object:
     """A value as psycopg writes it: only a list becomes an array, a tuple would become a record."""
     if isinstance(value, np.ndarray):
-        return value.ravel().tolist()
+        return floats(value) if value.dtype.kind == "f" else bigints(value)
     return list(value) if isinstance(value, tuple) else value
 
 
