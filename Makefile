@@ -35,7 +35,7 @@ status: install ## Say which servers run.
 test: install ## Run the tests, on real servers, in two processes; not those that are marked slow.
 	@$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
 
-test-slow: install ## The long proofs among the tests, but for Kafka's: the service fuzzed, backups restored, pages run, an incident; twenty minutes.
+test-slow: install ## The long proofs among the tests, but for Kafka's and the validation's: the service fuzzed, backups restored, pages run, an incident; twenty minutes.
 	@$(BIN)/pytest -m slow --ignore tests/test_kafka.py --ignore tests/test_kafka_failover.py --ignore tests/test_validation.py
 
 test-learning: install ## The tests of the paths by which weights change, the long ones too; some minutes.

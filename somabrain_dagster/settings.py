@@ -46,7 +46,8 @@ class ServiceSettings(BaseSettings):
     """The knobs of the HTTP service, from `SOMABRAIN_SERVICE_*`; none of them changes what is learned.
 
     Attributes:
-        most_waiting: feedback events that may wait in a process; more are refused with 429.
+        most_waiting: feedback events that may wait in a process; more are refused with 429. An eighth is for
+            requests of few; the rest has room for the longest list.
         most_together: feedback events that land in one transaction.
         body_bytes: the largest body of a request.
         requests_per_second: of each tenant, in each process; 0 for any number. With several processes a
@@ -60,7 +61,7 @@ class ServiceSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="SOMABRAIN_SERVICE_", frozen=True, extra="ignore")
 
-    most_waiting: int = Field(default=4096, ge=1)
+    most_waiting: int = Field(default=4096, ge=1152)
     most_together: int = Field(default=256, ge=1)
     body_bytes: int = Field(default=1024 * 1024, ge=1024)
     requests_per_second: float = Field(default=0.0, ge=0)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -21,6 +22,13 @@ GATHER_SECONDS = 0.002
 """How long at most the next ones are waited for, where several came together."""
 
 
+FEW = 32
+"""Events of a request that goes before requests with more: a person does not wait for bulk."""
+
+RESERVED = 1 / 8
+"""Of the room, for requests of few."""
+
+
 class QueueFull(Exception):
     """As many events wait as may wait."""
 
@@ -35,7 +43,7 @@ class Committer:
 
     While a transaction is on its way others gather, so the batches grow with the load: alone, an event waits
     for nobody. A second transaction beside the first would make both smaller, and a transaction by itself
-    costs as much as twenty events.
+    costs as much as twenty events. Requests of few events go first; with them lands one of many at least.
     """
 
     def __init__(
@@ -64,7 +72,8 @@ class Committer:
         self._most_waiting = most_waiting
         self._most_together = most_together
         self._landed = landed
-        self._queue: list[_Waiting] = []
+        self._few: deque[_Waiting] = deque()
+        self._many: deque[_Waiting] = deque()
         self._waiting = 0
         self._ending = False
         self._changed = threading.Condition()
@@ -80,13 +89,18 @@ class Committer:
 
     @property
     def room(self) -> int:
-        """How many events may still be submitted."""
+        """How many events may still be submitted, by requests of few."""
         return self._most_waiting - self._waiting
 
     @property
     def alive(self) -> bool:
         """Whether the thread is at work."""
         return self._thread.is_alive()
+
+    def has_room(self, count: int) -> bool:
+        """Whether a request of so many events may be submitted."""
+        reserved = 0 if count <= FEW else int(self._most_waiting * RESERVED)
+        return count <= self.room - reserved
 
     def submit(self, events: Sequence[Feedback]) -> "asyncio.Future[list[Outcome]]":
         """Put events in the queue; they land together or with others, in this order.
@@ -98,13 +112,13 @@ class Committer:
         Raises:
             QueueFull: they do not all fit; none is taken.
         """
-        if len(events) > self.room:
+        if not self.has_room(len(events)):
             raise QueueFull
         answer = self._loop.create_future()
         self._waiting += len(events)
         with self._changed:
-            self._queue.append(_Waiting(events, answer))
-            if len(self._queue) in (1, self._expected):
+            (self._few if len(events) <= FEW else self._many).append(_Waiting(events, answer))
+            if self._requests in (1, self._expected):
                 self._changed.notify()
         return answer
 
@@ -125,16 +139,24 @@ class Committer:
     def _take(self) -> list[_Waiting]:
         """What may land together, once there is something; nothing at the end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._ending)
-            self._changed.wait_for(lambda: len(self._queue) >= self._expected or self._ending, GATHER_SECONDS)
+            self._changed.wait_for(lambda: self._requests or self._ending)
+            self._changed.wait_for(lambda: self._requests >= self._expected or self._ending, GATHER_SECONDS)
             return self._split_off()
 
+    @property
+    def _requests(self) -> int:
+        return len(self._few) + len(self._many)
+
     def _split_off(self) -> list[_Waiting]:
-        count = size = 0
-        while count < len(self._queue) and size < self._most_together:
-            size += len(self._queue[count].events)
-            count += 1
-        batch, self._queue = self._queue[:count], self._queue[count:]
+        batch: list[_Waiting] = []
+        size = 0
+        while self._few and size < self._most_together:
+            batch.append(self._few.popleft())
+            size += len(batch[-1].events)
+        bulk = len(batch)
+        while self._many and (len(batch) == bulk or size < self._most_together):
+            batch.append(self._many.popleft())
+            size += len(batch[-1].events)
         return batch
 
     def _land(self, batch: list[_Waiting]) -> None:

@@ -6,7 +6,7 @@ from itertools import chain
 import pytest
 
 from somabrain_dagster.embedded import ValkeyServer
-from somabrain_dagster.serving.committer import Committer, QueueFull
+from somabrain_dagster.serving.committer import FEW, Committer, QueueFull
 from somabrain_dagster.store.adaptation import AdaptationState
 from somabrain_dagster.store.database import Database
 from somabrain_dagster.store.feedback_contract import Feedback
@@ -66,6 +66,55 @@ def test_a_tenants_events_land_in_the_order_in_which_they_were_submitted(
         assert versions == sorted(versions)
         assert versions[-1] == state_of(shared_database, tenant).version
         assert_sound(shared_database, tenant)
+
+
+def test_a_few_events_go_before_many_that_wait(shared_database: Database, valkey: ValkeyServer) -> None:
+    (tenant,) = new_tenants(shared_database, 1)
+    bulk = [said(tenant, 0.1, session_id="bulk")] * (FEW + 1)
+    requests = [*([bulk] * 10), [said(tenant, 0.2, session_id="person")]]
+    submitted(shared_database, valkey, requests, most_together=1)
+    sessions = [event["session_id"] for event in events_of(shared_database, tenant)]
+    # Some of the bulk may be on its way before the person speaks, and one is with each transaction.
+    assert sessions.index("person") <= 2 * len(bulk)
+    assert sessions.count("bulk") == 10 * len(bulk)
+
+
+def test_many_land_however_many_people_speak_meanwhile(
+    shared_database: Database, valkey: ValkeyServer
+) -> None:
+    (tenant,) = new_tenants(shared_database, 1)
+    person = [said(tenant, 0.2, session_id="person")]
+    bulk = [said(tenant, 0.1, session_id="bulk")] * (FEW + 1)
+    submitted(shared_database, valkey, [person, bulk, *([person] * 30)], most_together=1)
+    sessions = [event["session_id"] for event in events_of(shared_database, tenant)]
+    assert sessions.index("bulk") <= 2
+    assert len(sessions) == 31 + len(bulk)
+
+
+def test_bulk_leaves_room_for_a_person(shared_database: Database, valkey: ValkeyServer) -> None:
+    (tenant,) = new_tenants(shared_database, 1)
+    bulk = [said(tenant, 0.1)] * 40
+
+    async def run() -> None:
+        committer = Committer(
+            shared_database, CONFIGURATION, working, most_waiting=48, most_together=10, landed=lambda _: None
+        )
+        first = committer.submit(bulk)
+        assert (committer.has_room(len(bulk)), committer.has_room(8), committer.has_room(9)) == (
+            False,
+            True,
+            False,
+        )
+        second = committer.submit([said(tenant, 0.2)])
+        with pytest.raises(QueueFull):
+            committer.submit(bulk)
+        await asyncio.gather(first, second)
+        await committer.close()
+
+    working = WorkingMemory(valkey.url, 10, 60)
+    asyncio.run(run())
+    working.close()
+    assert len(events_of(shared_database, tenant)) == 41
 
 
 def test_what_does_not_fit_is_refused_whole(shared_database: Database, valkey: ValkeyServer) -> None:

@@ -266,7 +266,7 @@ async def _land_stream(call: Call, key: str | None) -> Answer:
 async def _land_lines(call: Call, lines: list[tuple[int, FeedbackRequest]], tally: _Tally) -> None:
     """Land lines when there is room: a stream waits, so that it is not refused in its midst."""
     committer = call.service.committer
-    while committer.room < len(lines):
+    while not committer.has_room(len(lines)):
         await asyncio.sleep(0.005)
     outcomes = await submitted(call, [feedback for _, feedback in lines])
     _count(call, outcomes)
