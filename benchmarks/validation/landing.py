@@ -23,8 +23,8 @@ from somabrain_dagster.serving.answers import NDJSON
 from somabrain_dagster.serving.contracts import StreamSummary
 from somabrain_dagster.store.feedback_contract import Feedback
 
-PACE = 2_000.0
-"""Of the events that land in blocks, a second at most: a machine that is full keeps no latency."""
+PACE = 4_000.0
+"""Of the events that land in blocks, a second at most; two cores do not take as many beside all the rest."""
 CLIENTS = 8
 BY_FILE = 10
 """Of so many blocks one lands by `somabrain import`, the others by the service."""
