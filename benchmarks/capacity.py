@@ -91,16 +91,16 @@ class Assumptions:
 
 ASSUMED: Mapping[str, str] = {
     "peak": "the busiest second over the day's mean",
-    "use": "of a core, used at the peak",
-    "cores": "of a machine",
+    "use": "the share of a core that is used at the peak",
+    "cores": "cores of a machine",
     "recalls": "recalls an event of feedback",
     "memories": "new memories an event of feedback",
     "retention_days": "days that events, recalls and idempotency keys are kept",
-    "copies": "of Postgres, the standby among them",
-    "kafka_copies": "of a record in Kafka",
-    "kafka_days": "that Kafka keeps a record",
+    "copies": "copies of Postgres, the standby among them",
+    "kafka_copies": "copies of a record in Kafka",
+    "kafka_days": "days that Kafka keeps a record",
     "partition_bytes_s": "bytes a second that a partition of Kafka is given at the peak",
-    "fits": "of a tenant's own weights, a day",
+    "fits": "fits of a tenant's own weights, a day",
     "events_a_tenant": "events of a tenant, a day",
 }
 

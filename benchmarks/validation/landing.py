@@ -147,7 +147,7 @@ class Singles:
 
     @property
     def rate(self) -> float:
-        """How many are due a second: they last as long as the blocks."""
+        """How many are due a second: as long as the blocks last at their pace."""
         return PACE * SINGLY
 
     def answers(self) -> dict[int, Answer]:

@@ -43,7 +43,7 @@ class Committer:
 
     While a transaction is on its way others gather, so the batches grow with the load: alone, an event waits
     for nobody. A second transaction beside the first would make both smaller, and a transaction by itself
-    costs as much as twenty events. Requests of few events go first; with them lands one of many at least.
+    costs as much as thirty events. Requests of few events go first; with them lands one of many at least.
     """
 
     def __init__(

@@ -2,6 +2,7 @@
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
@@ -51,6 +52,26 @@ def test_a_list_is_answered_one_by_one_and_in_order(service: Running, tenant: Te
     assert answer.status_code == 207
     assert [first["landed"]["event_id"], third["landed"]["event_id"]] == [f"{name}:1", f"{name}:2"]
     assert second["problem"]["status"] == 404
+
+
+def test_who_streams_much_leaves_room_for_who_says_a_word(service: Running, tenant: Tenant) -> None:
+    """More lines than may wait in the service, in many streams at once."""
+    _, key = tenant
+    lines = b"\n".join([json.dumps(said()).encode()] * 300)
+
+    def stream() -> dict[str, Any]:
+        with service.client(key) as client:
+            kind = {"content-type": "application/x-ndjson"}
+            summary: dict[str, Any] = client.post("/context/feedback", content=lines, headers=kind).json()
+        return summary
+
+    with ThreadPoolExecutor(24) as pool, service.client(key) as client:
+        streams = [pool.submit(stream) for _ in range(24)]
+        answers = []
+        while not all(one.done() for one in streams):
+            answers.append(client.post("/context/feedback", json=said()).status_code)
+    assert {one.result()["landed"] for one in streams} == {300}
+    assert set(answers) == {200}
 
 
 def test_a_list_with_a_key_can_be_sent_again(service: Running, tenant: Tenant) -> None:
