@@ -68,9 +68,8 @@ def main() -> None:
     for part, milliseconds in parts_of(profile, len(questions)).items():
         table.add_row(part, f"{milliseconds:.2f}")
     Console().print(table)
-    print(
-        f"{len(told.memories)} memories; {1000 * np.median(walls):.1f} ms at the median, profiled by nobody"
-    )
+    median = 1000 * float(np.median(walls))
+    print(f"{len(told.memories)} memories; {median:.1f} ms at the median where nobody profiles")
 
 
 if __name__ == "__main__":
