@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any
+from urllib.parse import urlsplit
 
 import dagster as dg
 import numpy as np
@@ -53,6 +54,7 @@ from somabrain_dagster.store.recalls import (
 from tests.brain import CONFIGURATION, new_tenant, new_tenants
 from tests.chain import QUIETLY, checks_of, settings_for
 from tests.conftest import new_database
+from tests.vacuuming import autovacuum_at_work
 
 LARGE, SMALL = "large", "small"
 MEMORIES, FEW, QUESTIONS = 1500, 60, 40
@@ -173,6 +175,15 @@ def test_only_large_tenants_are_promoted_and_only_once(brain: Brain, promoted: l
     assert indexes.large_tenants(brain.database, FEW + 1) == []
     with pytest.raises(NotIndexable, match="rebuild its index instead"):
         indexes.promote(brain.database, LARGE, actor="test")
+
+
+def test_an_autovacuum_gives_way_to_the_move(taught: Database, postgres: PostgresServer) -> None:
+    with taught.as_operator() as connection:
+        ((tenant, memories),) = connection.execute(
+            "SELECT tenant_id, count(*) FROM memories GROUP BY 1 ORDER BY 2 DESC LIMIT 1"
+        ).fetchall()
+    with autovacuum_at_work(postgres, urlsplit(taught.url).path.removeprefix("/"), "memories_default"):
+        assert indexes.promote(taught, tenant, actor="test").embedded == memories
 
 
 def test_the_move_keeps_every_memory_and_every_link_as_it_was(brain: Brain, before: Before) -> None:

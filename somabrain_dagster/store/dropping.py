@@ -14,5 +14,15 @@ def drop_database(url: str, via: str) -> None:
         via: of another database on the same server, for the same role.
     """
     name = urlsplit(url).path.removeprefix("/")
+    drop = sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(name))
     with psycopg.connect(via, autocommit=True) as connection:
-        connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+        try:
+            connection.execute(drop + sql.SQL(" WITH (FORCE)"))
+        except psycopg.errors.InsufficientPrivilege:
+            # An autovacuum is at work there. Only a superuser may end it; a drop without force does.
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = %s AND usename = current_user",
+                (name,),
+            )
+            connection.execute(drop)

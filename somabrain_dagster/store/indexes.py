@@ -26,6 +26,9 @@ MOVED, PROVEN = "move_memories", "prove_index"
 _LOCK_PATIENCE = "400ms"
 """Below `deadlock_timeout`: this transaction gives way before another is ended for being in its way."""
 
+_VACUUM_PATIENCE = "5s"
+"""Above `deadlock_timeout`: an autovacuum gives way to whom it has kept waiting for so long, not sooner."""
+
 _LOCK_ATTEMPTS = 50
 _LOCK_PAUSE_SECONDS = 0.1
 
@@ -263,6 +266,15 @@ def _stored_columns(connection: Connection) -> list[str]:
 
 def _lock(connection: Connection) -> None:
     """Take, all at once or not at all, the locks that a move needs."""
+    connection.execute("SELECT set_config('lock_timeout', %s, true)", (_VACUUM_PATIENCE,))
+    try:
+        # Whoever reads or writes is not kept waiting by this one, however long it waits itself.
+        connection.execute("LOCK TABLE memories_default IN SHARE UPDATE EXCLUSIVE MODE")
+    except psycopg.errors.LockNotAvailable as error:
+        raise TablesBusy(
+            "memories are being vacuumed, analysed or altered: try again when that has ended (see "
+            "pg_stat_progress_vacuum and pg_stat_activity)"
+        ) from error
     connection.execute("SELECT set_config('lock_timeout', %s, true)", (_LOCK_PATIENCE,))
     for attempt in range(_LOCK_ATTEMPTS):
         if attempt:
