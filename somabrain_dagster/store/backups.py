@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import uuid4
@@ -152,6 +152,9 @@ def alone(url: str) -> Iterator[None]:
             )
             raise BackupRunning(f"another backup of this brain runs{since}: wait for it to end")
         yield
+        # The server lets go of it a moment after the connection ends; who runs next must not find it taken.
+        with suppress(psycopg.OperationalError):  # a connection that was lost meanwhile holds nothing
+            connection.execute("SELECT pg_advisory_unlock(hashtext(%s))", (LOCK,))
 
 
 @contextmanager

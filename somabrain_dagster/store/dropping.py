@@ -14,10 +14,11 @@ def drop_database(url: str, via: str) -> None:
         via: of another database on the same server, for the same role.
     """
     name = urlsplit(url).path.removeprefix("/")
-    drop = sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(name))
     with psycopg.connect(via, autocommit=True) as connection:
         try:
-            connection.execute(drop + sql.SQL(" WITH (FORCE)"))
+            connection.execute(
+                sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
+            )
         except psycopg.errors.InsufficientPrivilege:
             # An autovacuum is at work there. Only a superuser may end it; a drop without force does.
             connection.execute(
@@ -25,4 +26,4 @@ def drop_database(url: str, via: str) -> None:
                 "WHERE datname = %s AND usename = current_user",
                 (name,),
             )
-            connection.execute(drop)
+            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(name)))

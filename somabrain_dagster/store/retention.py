@@ -187,6 +187,8 @@ def running(database: Database) -> Iterator[Connection]:
         # One process of the server at a time: others want theirs.
         connection.execute("SET max_parallel_workers_per_gather = 0")
         yield connection
+        # The server lets go of it a moment after the connection ends; who runs next must not find it taken.
+        connection.execute("SELECT pg_advisory_unlock(hashtext('somabrain_retention'))")
 
 
 def read_partitions(connection: Connection) -> list[Partition]:
