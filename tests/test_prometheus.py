@@ -18,10 +18,10 @@ from somabrain_dagster.embedded.prometheus import (
     prometheus_beside,
     prometheus_tools,
 )
-from tests.serving.conftest import service, tenant
+from tests.serving.conftest import on_its_own, service, tenant
 from tests.serving.running import Running
 
-__all__ = ["service", "tenant"]
+__all__ = ["on_its_own", "service", "tenant"]
 
 RULES = Path(__file__).parent.parent / "deploy" / "prometheus" / "rules"
 

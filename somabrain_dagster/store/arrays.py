@@ -77,7 +77,8 @@ _register(TimestampColumn, 1185)
 
 def bigints(values: Sequence[int] | NDArray[np.int64]) -> BigintColumn:
     """Integers; a matrix row by row."""
-    return BigintColumn(20, np.size(values), False, _eights("q", values))
+    count, elements = _eights("q", values)
+    return BigintColumn(20, count, False, elements)
 
 
 def bigints_or_null(values: Sequence[int | None]) -> BigintColumn:
@@ -87,7 +88,8 @@ def bigints_or_null(values: Sequence[int | None]) -> BigintColumn:
 
 def floats(values: Sequence[float] | NDArray[np.float64]) -> FloatColumn:
     """Floating-point numbers; a matrix row by row."""
-    return FloatColumn(701, np.size(values), False, _eights("d", values))
+    count, elements = _eights("d", values)
+    return FloatColumn(701, count, False, elements)
 
 
 def floats_or_null(values: Sequence[float | None]) -> FloatColumn:
@@ -115,13 +117,14 @@ def timestamps(values: Sequence[datetime]) -> TimestampColumn:
     return TimestampColumn(1184, len(values), False, b"".join(map(frames.timestamp, values)))
 
 
-def _eights(kind: Literal["q", "d"], values: Sequence[float] | NDArray[Any]) -> bytes:
+def _eights(kind: Literal["q", "d"], values: Sequence[float] | NDArray[Any]) -> tuple[int, bytes]:
+    """How many elements there are, and all of them."""
     if isinstance(values, np.ndarray):
         values = values.ravel()
         if len(values) > MOST_PACKED:
             elements = np.empty(len(values), dtype=_EIGHTS[kind])
             elements["size"] = 8
             elements["value"] = values
-            return elements.tobytes()
+            return len(values), elements.tobytes()
         values = values.tolist()
-    return frames.eights(kind, values)
+    return len(values), frames.eights(kind, values)

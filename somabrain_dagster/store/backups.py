@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import uuid4
@@ -11,7 +11,7 @@ import psycopg
 from psycopg import IsolationLevel
 
 from somabrain_dagster.store import audit
-from somabrain_dagster.store.database import Connection
+from somabrain_dagster.store.database import Connection, held
 from somabrain_dagster.store.positions import Head, read_heads
 from somabrain_dagster.store.schema import revision_in
 
@@ -136,9 +136,8 @@ def alone(url: str) -> Iterator[None]:
     Raises:
         BackupRunning: another one does.
     """
-    with psycopg.connect(url, autocommit=True) as connection:
-        row = connection.execute("SELECT pg_try_advisory_lock(hashtext(%s))", (LOCK,)).fetchone()
-        if row != (True,):
+    with psycopg.connect(url, autocommit=True) as connection, held(connection, LOCK) as taken:
+        if not taken:
             holder = connection.execute(
                 """
                 SELECT a.pid, a.backend_start FROM pg_locks l JOIN pg_stat_activity a USING (pid)
@@ -152,9 +151,6 @@ def alone(url: str) -> Iterator[None]:
             )
             raise BackupRunning(f"another backup of this brain runs{since}: wait for it to end")
         yield
-        # The server lets go of it a moment after the connection ends; who runs next must not find it taken.
-        with suppress(psycopg.OperationalError):  # a connection that was lost meanwhile holds nothing
-            connection.execute("SELECT pg_advisory_unlock(hashtext(%s))", (LOCK,))
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit, urlunsplit
@@ -166,6 +166,22 @@ class Database:
         """One transaction as the owner of the tables, for maintenance."""
         with self._transaction() as connection:
             yield connection
+
+
+@contextmanager
+def held(connection: Connection, name: str) -> Iterator[bool]:
+    """Hold the server's lock of this name for the block, if nobody else does; whether it is held.
+
+    Args:
+        connection: outside of transactions; the server lets go of the lock when it ends, however that is.
+        name: of the lock.
+    """
+    (taken,) = connection.execute("SELECT pg_try_advisory_lock(hashtext(%s))", (name,)).fetchone() or (False,)
+    yield taken
+    if taken:
+        # The server notices a moment later that a connection has ended; who runs next must not find it taken.
+        with suppress(DatabaseUnreachable):  # a connection that was lost meanwhile holds nothing
+            connection.execute("SELECT pg_advisory_unlock(hashtext(%s))", (name,))
 
 
 def server_version(url: str) -> str | None:

@@ -26,7 +26,7 @@ from psycopg import sql
 
 from somabrain_dagster.store import audit
 from somabrain_dagster.store.adaptation import UnknownTenant
-from somabrain_dagster.store.database import Connection, Database
+from somabrain_dagster.store.database import Connection, Database, held
 from somabrain_dagster.store.partition_seals import (
     Relation,
     Seal,
@@ -40,6 +40,7 @@ PRUNED = "retention"
 HELD, RELEASED = "legal_hold", "legal_hold_released"
 """Actions in the audit trail."""
 
+_LOCK = "somabrain_retention"
 _LOCK_SECONDS = 1.5
 """How long one attempt waits for a lock, and with it whoever wants the table after it; an autovacuum that is
 in the way gives up after one."""
@@ -178,17 +179,12 @@ def running(database: Database) -> Iterator[Connection]:
     Raises:
         RetentionRuns: another has it.
     """
-    with psycopg.connect(database.url, autocommit=True) as connection:
-        (taken,) = connection.execute(
-            "SELECT pg_try_advisory_lock(hashtext('somabrain_retention'))"
-        ).fetchone() or (False,)
-        if not taken:
+    with psycopg.connect(database.url, autocommit=True) as connection, held(connection, _LOCK) as alone:
+        if not alone:
             raise RetentionRuns
         # One process of the server at a time: others want theirs.
         connection.execute("SET max_parallel_workers_per_gather = 0")
         yield connection
-        # The server lets go of it a moment after the connection ends; who runs next must not find it taken.
-        connection.execute("SELECT pg_advisory_unlock(hashtext('somabrain_retention'))")
 
 
 def read_partitions(connection: Connection) -> list[Partition]:

@@ -1,8 +1,8 @@
 """One service for the tests of this directory; each test has its own tenants, and undoes what it promoted."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
 from uuid import uuid4
 
 import pytest
@@ -15,26 +15,37 @@ from tests.serving.running import Running, running
 QUICK = {"SOMABRAIN_SERVICE_DRAIN_SECONDS": "0.1"}
 
 
-@contextmanager
-def on_its_own(postgres: PostgresServer, template: str, redis_url: str, log: Path) -> Iterator[Running]:
-    """A service on a database that it shares with no other."""
-    with (
-        new_database(postgres, template) as name,
-        Database(postgres.url(name)) as database,
-        running(database, redis_url, log, variables=QUICK) as service,
-    ):
-        yield service
+class OnItsOwn(Protocol):
+    """Starts a service on a database of Postgres that it shares with no other."""
+
+    def __call__(
+        self, valkey_database: int, variables: Mapping[str, str] = QUICK
+    ) -> AbstractContextManager[Running]: ...
 
 
 @pytest.fixture(scope="session")
-def service(
+def on_its_own(
     postgres: PostgresServer,
     valkey: ValkeyServer,
     migrated_template: str,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Running]:
-    log = tmp_path_factory.mktemp("service") / "log"
-    with on_its_own(postgres, migrated_template, f"{valkey.url}/5", log) as service:
+) -> OnItsOwn:
+    @contextmanager
+    def started(valkey_database: int, variables: Mapping[str, str] = QUICK) -> Iterator[Running]:
+        log = tmp_path_factory.mktemp("service") / "log"
+        with (
+            new_database(postgres, migrated_template) as name,
+            Database(postgres.url(name)) as database,
+            running(database, f"{valkey.url}/{valkey_database}", log, variables=variables) as service,
+        ):
+            yield service
+
+    return started
+
+
+@pytest.fixture(scope="session")
+def service(on_its_own: OnItsOwn) -> Iterator[Running]:
+    with on_its_own(5) as service:
         yield service
 
 

@@ -9,12 +9,11 @@ import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis.config import SchemathesisConfig
 
-from somabrain_dagster.embedded import PostgresServer, ValkeyServer
 from somabrain_dagster.serving.app import operations_of
 from somabrain_dagster.serving.openapi import document
 from somabrain_dagster.serving.operations import IDEMPOTENCY_KEY
 from somabrain_dagster.settings import Settings
-from tests.serving.conftest import on_its_own
+from tests.serving.conftest import OnItsOwn
 from tests.serving.running import Running
 
 pytestmark = pytest.mark.slow
@@ -56,15 +55,9 @@ def test_every_answer_is_as_described(case: Any, service: Running, tenants_key: 
 
 
 @pytest.fixture(scope="module")
-def service(
-    postgres: PostgresServer,
-    valkey: ValkeyServer,
-    migrated_template: str,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Running]:
+def service(on_its_own: OnItsOwn) -> Iterator[Running]:
     """Of its own: whatever is sent promotes weights too, by which tenants begin elsewhere ever after."""
-    log = tmp_path_factory.mktemp("contract") / "log"
-    with on_its_own(postgres, migrated_template, f"{valkey.url}/10", log) as service:
+    with on_its_own(10) as service:
         yield service
 
 

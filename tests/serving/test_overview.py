@@ -7,7 +7,6 @@ import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -17,10 +16,10 @@ import pytest
 from psycopg import sql
 
 from scripts.browser import NoBrowser, Page, opened_browser, program
-from somabrain_dagster.embedded import PostgresServer, ValkeyServer
+from somabrain_dagster.embedded import PostgresServer
 from somabrain_dagster.learning.weights import NAMES
 from somabrain_dagster.store.database import Database
-from tests.serving.conftest import on_its_own
+from tests.serving.conftest import OnItsOwn
 from tests.serving.running import Running
 from tests.serving.test_trials import experiment
 
@@ -203,11 +202,9 @@ def closed_to_everybody(postgres: PostgresServer, database: Database) -> Iterato
 
 
 @pytest.fixture
-def empty(
-    postgres: PostgresServer, valkey: ValkeyServer, migrated_template: str, tmp_path: Path
-) -> Iterator[Running]:
+def empty(on_its_own: OnItsOwn) -> Iterator[Running]:
     """A service of the test's own, without tenants."""
-    with on_its_own(postgres, migrated_template, f"{valkey.url}/6", tmp_path / "log") as service:
+    with on_its_own(6) as service:
         yield service
 
 

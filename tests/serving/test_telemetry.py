@@ -4,18 +4,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 
-from somabrain_dagster.embedded import PostgresServer, ValkeyServer
-from somabrain_dagster.store.database import Database
-from tests.conftest import new_database
-from tests.serving.conftest import QUICK
-from tests.serving.running import running, until
+from tests.serving.conftest import QUICK, OnItsOwn
+from tests.serving.running import until
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TEXT = "the harbour was full of sailing boats"
@@ -80,18 +76,12 @@ def collecting() -> Iterator[Collector]:
             thread.join()
 
 
-def test_a_collector_receives_the_spans_of_requests_and_no_secret(
-    postgres: PostgresServer, valkey: ValkeyServer, migrated_template: str, tmp_path: Path
-) -> None:
+def test_a_collector_receives_the_spans_of_requests_and_no_secret(on_its_own: OnItsOwn) -> None:
     with (
         collecting() as collector,
-        new_database(postgres, migrated_template) as name,
-        Database(postgres.url(name)) as database,
-        running(
-            database,
-            f"{valkey.url}/6",
-            tmp_path / "log",
-            variables=QUICK
+        on_its_own(
+            6,
+            QUICK
             | {
                 "SOMABRAIN_SERVICE_TELEMETRY": "1",
                 "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.server_port}",

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from somabrain_dagster.embedded import PostgresServer, ValkeyServer
 from somabrain_dagster.operations.chitchat import read_chitchat
 from somabrain_dagster.operations.reenactment import SOURCE, Session, Story
 from somabrain_dagster.settings import Settings
@@ -15,10 +14,8 @@ from somabrain_dagster.store.database import Database
 from somabrain_dagster.store.verification import verify
 from somabrain_dagster.traffic import Cast, Enacted, Prepared, Traffic, batches, parts, staged
 from tests.brain import events_of
-from tests.conftest import new_database
 from tests.remembering import EmbeddedOnce
-from tests.serving.conftest import QUICK
-from tests.serving.running import running
+from tests.serving.conftest import OnItsOwn
 
 CAST = Cast(people=3, conversations=4, messages=10, questions=2)
 
@@ -52,22 +49,20 @@ class Played:
 
 @pytest.fixture(scope="module")
 def played(
-    postgres: PostgresServer,
-    valkey: ValkeyServer,
-    migrated_template: str,
+    on_its_own: OnItsOwn,
     minilm: EmbeddedOnce,
-    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Played]:
-    log = tmp_path_factory.mktemp("traffic") / "log"
     stories = staged(read_chitchat(CAST.people), CAST)
     with (
-        new_database(postgres, migrated_template) as name,
-        Database(postgres.url(name)) as database,
-        running(database, f"{valkey.url}/7", log, variables=QUICK) as service,
-        Traffic(database, minilm, Settings(home=Path("/nowhere")), service.url, stories, CAST) as traffic,
+        on_its_own(7) as service,
+        Traffic(
+            service.database, minilm, Settings(home=Path("/nowhere")), service.url, stories, CAST
+        ) as traffic,
     ):
         prepared = traffic.prepare()
-        yield Played(database, stories, traffic.sessions, prepared, traffic.enact_all(traffic.sessions))
+        yield Played(
+            service.database, stories, traffic.sessions, prepared, traffic.enact_all(traffic.sessions)
+        )
 
 
 def test_people_have_as_many_sessions_as_the_cast_says(played: Played) -> None:
