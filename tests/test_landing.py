@@ -8,6 +8,7 @@ from itertools import pairwise
 from math import nextafter
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -123,7 +124,7 @@ def test_one_event_is_one_event_one_change_and_the_new_state(shared_database: Da
     assert (change["cause"], change["version"], change["event_seq"]) == ("feedback", 1, 1)
     assert (change["low"], change["high"], change["restored_version"]) == (None, None, None)
     assert change["configuration"].hex() == CONFIGURATION.digest
-    assert vars(state.levels) == levels
+    assert msgspec.structs.asdict(state.levels) == levels
     assert (state.rewards.mean, state.rewards.variance) == (0.05, 0.025)
     assert state.recent_rewards.tolist() == [500_000]
     assert state.updated_at == change["created_at"]

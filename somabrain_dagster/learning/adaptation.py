@@ -27,7 +27,7 @@ def effective_rate(configuration: LearningConfiguration, dopamine: ArrayLike) ->
     """
     levels = np.asarray(dopamine, dtype=np.float64)
     if configuration.dynamic_learning_rate:
-        return configuration.base_learning_rate * np.clip(0.5 + levels, 0.5, 1.2)
+        return configuration.base_learning_rate * (0.5 + levels).clip(0.5, 1.2)
     return np.full_like(levels, configuration.base_learning_rate)
 
 
@@ -151,5 +151,5 @@ def _shifts(configuration: LearningConfiguration, gains: Floats, signals: Floats
     with np.errstate(over="ignore"):  # too large for a float is too large for the bounds: clipped below
         rounded = np.rint((rates[:, None] * gains) * signals * NANO)
     span = configuration.high_nanos - configuration.low_nanos
-    clipped: Nanos = np.clip(np.clip(rounded, -LARGEST_SHIFT, LARGEST_SHIFT).astype(np.int64), -span, span)
+    clipped: Nanos = rounded.clip(-LARGEST_SHIFT, LARGEST_SHIFT).astype(np.int64).clip(-span, span)
     return clipped

@@ -155,10 +155,10 @@ def _levels(delta: Floats, mean: Floats, variance: Floats, variance_before: Floa
         delta=delta,
         mean=mean,
         variance=variance,
-        dopamine=np.clip(0.4 + 0.4 * delta, 0.2, 0.8),
-        serotonin=np.clip(1.0 - deviation, 0.0, 1.0),
-        noradrenaline=np.clip(0.05 * np.maximum(0.0, surprise - 1.0), 0.0, 0.1),
-        acetylcholine=np.clip(0.1 * deviation, 0.0, 0.1),
+        dopamine=(0.4 + 0.4 * delta).clip(0.2, 0.8),
+        serotonin=(1.0 - deviation).clip(0.0, 1.0),
+        noradrenaline=(0.05 * np.maximum(0.0, surprise - 1.0)).clip(0.0, 0.1),
+        acetylcholine=(0.1 * deviation).clip(0.0, 0.1),
     )
 
 

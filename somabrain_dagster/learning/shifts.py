@@ -29,6 +29,9 @@ LARGEST_WEIGHT = 2**60
 LARGEST_SHIFT = 2 * LARGEST_WEIGHT
 """A change shifts by ±2⁶¹ at most: from one end of the weights to the other."""
 
+SHORT = 16
+"""Changes of a segment that are applied one by one sooner than a tree of them is built."""
+
 Integers = NDArray[np.intp]
 
 
@@ -92,7 +95,7 @@ def compose(first: Shifts, then: Shifts) -> Shifts:
 
 def apply(shifts: Shifts, weights: Nanos) -> Nanos:
     """clamp(weights + shift, low, high), element by element; shapes broadcast."""
-    moved: Nanos = np.clip(weights + shifts.shift, shifts.low, shifts.high)
+    moved: Nanos = (weights + shifts.shift).clip(shifts.low, shifts.high)
     return moved
 
 
@@ -145,6 +148,8 @@ def scan_segments(shifts: Shifts, lengths: ArrayLike, start: Nanos) -> Nanos:
         ValueError: the lengths are negative or do not sum to N.
     """
     counts, starts = _bounds_of(shifts, lengths)
+    if len(counts) and counts.max() <= SHORT:
+        return _scan_short_segments(shifts, counts, starts, start)
     tree, levels = _fenwick_tree(shifts, counts, starts)
     after = np.empty_like(shifts.shift)
     first_rows = np.repeat(starts, counts)
@@ -156,6 +161,20 @@ def scan_segments(shifts: Shifts, lengths: ArrayLike, start: Nanos) -> Nanos:
         before = after[earlier]
         before[begins] = start[segments[rows[begins]]]
         after[rows] = apply(tree[rows], before)
+    return after
+
+
+def _scan_short_segments(shifts: Shifts, counts: Integers, starts: Integers, start: Nanos) -> Nanos:
+    """`scan_segments` step by step: the first change of each segment, then the second of longer ones."""
+    after = np.empty_like(shifts.shift)
+    segments = np.flatnonzero(counts)
+    weights, place = start[segments], 0
+    while len(segments):
+        rows = starts[segments] + place
+        weights = after[rows] = apply(shifts[rows], weights)
+        place += 1
+        longer = counts[segments] > place
+        segments, weights = segments[longer], weights[longer]
     return after
 
 

@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from somabrain_dagster.learning.configuration import LearningConfiguration
@@ -37,8 +37,7 @@ class UnknownTenant(LookupError):
         self.tenant_id = tenant_id
 
 
-@dataclass(frozen=True)
-class Levels:
+class Levels(msgspec.Struct, frozen=True):
     """The neuromodulators as the tenant's last feedback left them, and its prediction error."""
 
     delta: float = 0.0
@@ -48,8 +47,7 @@ class Levels:
     acetylcholine: float = 0.0
 
 
-@dataclass(frozen=True, eq=False)
-class AdaptationState:
+class AdaptationState(msgspec.Struct, frozen=True, eq=False):
     """A tenant's weights now, and all that the next feedback needs to know.
 
     Attributes:
@@ -284,7 +282,7 @@ def create_tenants(
                         "hash": heads[change.tenant_id],
                         "configuration": change.configuration,
                         "feedback_seq": 0,
-                        **vars(levels),
+                        **msgspec.structs.asdict(levels),
                         "reward_mean": 0.0,
                         "reward_variance": 0.0,
                         "recent_rewards": [],

@@ -37,7 +37,7 @@ def snapshot_of(state: AdaptationState) -> dict[str, Any]:
         "version": state.version,
         "weights": by_name(state.weights),
         "nanos": state.weights.tolist(),
-        "neuromodulators": vars(state.levels),
+        "neuromodulators": msgspec.structs.asdict(state.levels),
         "reward_mean": state.rewards.mean,
         "reward_variance": state.rewards.variance,
         "feedback_seq": state.feedback_seq,

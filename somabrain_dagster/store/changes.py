@@ -5,11 +5,12 @@ change was made under another, and the change, its hash and the new state are wr
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import numpy as np
+from msgspec.structs import asdict, replace
 
 from somabrain_dagster.learning.configuration import LearningConfiguration
 from somabrain_dagster.learning.lesson import CONFIGURATION
@@ -178,7 +179,7 @@ def _update(connection: Connection, states: Sequence[AdaptationState]) -> None:
             "weights": state.weights.tolist(),
             "hash": state.hash,
             "configuration": state.configuration,
-            **vars(state.levels),
+            **asdict(state.levels),
             "recent_rewards": state.recent_rewards.tolist(),
             "updated_at": state.updated_at,
         }

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from itertools import accumulate, groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -51,8 +51,7 @@ from somabrain_dagster.store.trials import Trials, ask_trials, trials_of
 from somabrain_dagster.store.weight_log import WeightChange, chained, insert_changes
 
 
-@dataclass(frozen=True)
-class Landed:
+class Landed(msgspec.Struct, frozen=True):
     """An event that is committed.
 
     Attributes:
@@ -74,8 +73,7 @@ class Landed:
         return f"{self.tenant_id}:{self.seq}"
 
 
-@dataclass(frozen=True)
-class Refused:
+class Refused(msgspec.Struct, frozen=True):
     """An event that is not landed, and why.
 
     Attributes:
@@ -91,8 +89,7 @@ class Refused:
 Outcome = Landed | Refused
 
 
-@dataclass(frozen=True, eq=False)
-class _Tenant:
+class _Tenant(NamedTuple):
     """A tenant as it is locked for a batch."""
 
     state: AdaptationState
@@ -398,17 +395,12 @@ def _write(
         learned = _learn(connection, now, events, tenants, recalls, trials, writes)
         for position, outcome in zip(positions, learned, strict=True):
             landed[position] = outcome
-    with connection.pipeline():
-        remember_configurations(connection, writes.configurations)
-        insert_changes(connection, writes.changes, writes.hashes)
-        _insert_events(connection, writes.events)
-        if writes.keys:
-            _insert_keys(connection, writes.keys)
-        updated = _update_states(connection, writes.states, tenants)
-    if updated.rowcount != len(writes.states):
-        raise AssertionError(
-            f"{updated.rowcount} of {len(writes.states)} states were at the version that was locked"
-        )
+    remember_configurations(connection, writes.configurations)
+    insert_changes(connection, writes.changes, writes.hashes)
+    _insert_events(connection, writes.events)
+    if writes.keys:
+        _insert_keys(connection, writes.keys)
+    _update_states(connection, writes.states)
     return [outcome for outcome in landed if outcome is not None], writes.states
 
 
@@ -747,12 +739,11 @@ def _insert_keys(connection: Connection, rows: Sequence[dict[str, Any]]) -> None
     )
 
 
-def _update_states(
-    connection: Connection, states: Sequence[AdaptationState], locked: dict[str, _Tenant]
-) -> psycopg.Cursor[tuple[Any, ...]]:
+def _update_states(connection: Connection, states: Sequence[AdaptationState]) -> None:
+    """Write the states; their rows are locked, and no log takes two changes of one version."""
     ends = list(accumulate(len(state.recent_rewards) for state in states))
-    levels = [vars(state.levels) for state in states]
-    return connection.execute(
+    levels = [msgspec.structs.asdict(state.levels) for state in states]
+    connection.execute(
         """
         UPDATE adaptation_states s
         SET (
@@ -765,22 +756,20 @@ def _update_states(
             n.updated_at
         )
         FROM (SELECT %(k)s::int AS k) AS weights, unnest(
-            %(tenant_id)s::text[], %(locked_version)s::bigint[], %(version)s::bigint[], %(hash)s::bytea[],
-            %(configuration)s::bytea[], %(feedback_seq)s::bigint[], %(delta)s::float8[],
-            %(dopamine)s::float8[], %(serotonin)s::float8[], %(noradrenaline)s::float8[],
-            %(acetylcholine)s::float8[], %(reward_mean)s::float8[], %(reward_variance)s::float8[],
-            %(recent_begin)s::bigint[], %(recent_end)s::bigint[], %(updated_at)s::timestamptz[]
+            %(tenant_id)s::text[], %(version)s::bigint[], %(hash)s::bytea[], %(configuration)s::bytea[],
+            %(feedback_seq)s::bigint[], %(delta)s::float8[], %(dopamine)s::float8[], %(serotonin)s::float8[],
+            %(noradrenaline)s::float8[], %(acetylcholine)s::float8[], %(reward_mean)s::float8[],
+            %(reward_variance)s::float8[], %(recent_begin)s::bigint[], %(recent_end)s::bigint[],
+            %(updated_at)s::timestamptz[]
         ) WITH ORDINALITY AS n (
-            tenant_id, locked_version, version, hash, configuration, feedback_seq, delta, dopamine, serotonin,
-            noradrenaline, acetylcholine, reward_mean, reward_variance, recent_begin, recent_end, updated_at,
-            row
+            tenant_id, version, hash, configuration, feedback_seq, delta, dopamine, serotonin, noradrenaline,
+            acetylcholine, reward_mean, reward_variance, recent_begin, recent_end, updated_at, row
         )
-        WHERE s.tenant_id = n.tenant_id AND s.version = n.locked_version
+        WHERE s.tenant_id = n.tenant_id
         """,
         {
             "k": len(states[0].weights) if states else 1,
             "tenant_id": names([state.tenant_id for state in states]),
-            "locked_version": bigints([locked[state.tenant_id].state.version for state in states]),
             "version": bigints([state.version for state in states]),
             "weights": bigints(np.array([state.weights for state in states])),
             "hash": byteas([state.hash for state in states]),

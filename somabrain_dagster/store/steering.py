@@ -6,11 +6,12 @@ log keeps what the step was made of.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from somabrain_dagster.learning.configuration import LearningConfiguration
 from somabrain_dagster.learning.diversity import repeats, tau_step

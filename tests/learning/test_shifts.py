@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from somabrain_dagster.learning.shifts import (
     LARGEST_SHIFT,
     LARGEST_WEIGHT,
+    SHORT,
     Shifts,
     apply,
     compose,
@@ -140,7 +141,12 @@ def test_no_number_of_changes_overflows(sign: int) -> None:
         assert at(composed, -sign * LARGEST_WEIGHT) == sign * LARGEST_WEIGHT
 
 
-segments_of_changes = st.lists(st.lists(changes(), max_size=20), max_size=6)
+short_segments = st.lists(changes(), max_size=SHORT)
+long_segments = st.lists(changes(), min_size=SHORT + 1, max_size=SHORT + 5)
+segments_of_changes = st.lists(short_segments, max_size=6) | st.lists(
+    short_segments | long_segments, max_size=4
+)
+"""Of short ones alone each is scanned step by step, beside a long one by the tree."""
 
 
 @given(segments_of_changes, st.data())

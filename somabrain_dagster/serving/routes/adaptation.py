@@ -136,7 +136,7 @@ async def hold_neuromodulators(call: Call) -> Answer:
 
 
 def _levels(call: Call, state: AdaptationState) -> Answer:
-    levels = dict(vars(state.levels))
+    levels = msgspec.structs.asdict(state.levels)
     delta = levels.pop("delta")
     return json_answer(
         NeuromodulatorsAnswer(
