@@ -30,7 +30,7 @@ down: install ## Stop the embedded servers.
 	@$(BIN)/somabrain down
 
 status: install ## Say which servers run.
-	@$(BIN)/somabrain status
+	@$(BIN)/somabrain status || :
 
 test: install ## Run the tests, on real servers, in two processes; not those that are marked slow.
 	@$(BIN)/pytest -n 2 --dist loadfile -m "not slow"

@@ -20,7 +20,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import psycopg
 from numpy.typing import NDArray
@@ -36,6 +35,7 @@ from somabrain_dagster.settings import Settings
 from somabrain_dagster.store.adaptation import read_states
 from somabrain_dagster.store.database import Database
 from somabrain_dagster.store.keys import create_key
+from somabrain_dagster.traffic import ready
 
 REPORT = Path("reports/bench-beside.json")
 PORT, UI_PORT = 8471, 8472
@@ -55,7 +55,7 @@ def program(command: Sequence[str], environment: Mapping[str, str], log: Path, s
         process = subprocess.Popen(command, env=dict(environment), stdout=output, stderr=output)
     try:
         deadline = time.monotonic() + START_SECONDS
-        while not (said in log.read_text() and _is_ready()):
+        while not (said in log.read_text() and ready(f"http://127.0.0.1:{PORT}")):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{command} did not start: {log.read_text()[-500:]}")
             time.sleep(0.2)
@@ -63,13 +63,6 @@ def program(command: Sequence[str], environment: Mapping[str, str], log: Path, s
     finally:
         process.terminate()
         process.wait(90)
-
-
-def _is_ready() -> bool:
-    try:
-        return httpx.get(f"http://127.0.0.1:{PORT}/readyz", timeout=2).status_code == 200
-    except httpx.HTTPError:
-        return False
 
 
 def measured(requests: Sequence[bytes], seconds: float, rate: float, place: Path) -> Latencies:

@@ -22,7 +22,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 
 from benchmarks.analysis import land_all, real_ratings
@@ -47,6 +46,7 @@ from somabrain_dagster.store.outbox import LOGS, Outbox
 from somabrain_dagster.store.schema import migrate
 from somabrain_dagster.store.tenant_fits import fit_tenant
 from somabrain_dagster.store.verification import verify
+from somabrain_dagster.traffic import ready
 
 REPORT = Path("reports/unit-costs.json")
 LIBRARIES = Path(".somabrain/kafka-libs")
@@ -116,12 +116,9 @@ def through_the_service(stage: Stage, keys: Mapping[str, str], place: Path) -> t
 
 
 def answers(stage: Stage) -> bool:
-    """Whether the service answers."""
+    """Whether the service answers, which is started again where it ended."""
     stage.tend()
-    try:
-        return httpx.get(f"{stage.url}/readyz", timeout=2).status_code == 200
-    except httpx.HTTPError:
-        return False
+    return ready(stage.url)
 
 
 def count(database: Database, table: str) -> int:

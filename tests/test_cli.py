@@ -189,11 +189,22 @@ def test_the_ui_has_a_healthy_daemon_and_leaves_nothing_behind(
         time.sleep(0.2)
     started = [process for process in psutil.process_iter() if str(home) in environment_of(process)]
     assert len(started) >= 4  # the web server, the daemon, and the code server of each
+    code, said = run({**bare, "SOMABRAIN_HOME": str(home)}, "ui")
+    assert code == 1
+    assert f"It is open already: Dagster's UI at {ui_url(log)}, the service at port" in said
+    assert f"`kill {ui.pid}`" in said
+    assert all(is_at_work(process) for process in started)
 
     ui.send_signal(ending)
     assert ui.wait(60) == 0, log.read_text()
     assert [process for process in started if is_at_work(process)] == []
     assert run({**bare, "SOMABRAIN_HOME": str(home)}, "status")[0] == 1
+
+
+def ui_url(log: Path) -> str:
+    """Where the UI is, as its log says."""
+    (url,) = re.findall(r"Dagster's UI: (http://127\.0\.0\.1:\d+)", log.read_text())
+    return str(url)
 
 
 def is_at_work(process: psutil.Process) -> bool:

@@ -22,6 +22,7 @@ from somabrain_dagster.cli.kafka import kafka
 from somabrain_dagster.cli.retention import retention
 from somabrain_dagster.cli.trials import canary, experiment, weights
 from somabrain_dagster.embedded import binaries_path
+from somabrain_dagster.embedded.state import alone, make_home
 from somabrain_dagster.learning.features import FEATURES
 from somabrain_dagster.learning.weights import WEIGHTS, to_units
 from somabrain_dagster.memory import indexes
@@ -245,17 +246,27 @@ def ui(port: int, service_port: int) -> None:
     """Open Dagster's UI with its daemon and sensors, and the HTTP service, on loopback, until Ctrl-C.
 
     Where SOMABRAIN_KAFKA_BOOTSTRAP is set, the relay runs beside them. Then everything is stopped, except
-    servers that ran before.
+    servers that ran before. Of one home it is open once at a time: a second daemon would do everything twice.
     """
     settings = Settings()
     relaying = settings.kafka.bootstrap is not None
     if relaying:
         required(settings.kafka)
+    port, service_port = processes.free_port(port), processes.free_port(service_port)
+    said = (
+        f"It is open already: Dagster's UI at http://127.0.0.1:{port}, the service at port {service_port}. "
+        f"Ctrl-C where it was started, or `kill {os.getpid()}`, ends it; SOMABRAIN_HOME names another home."
+    )
+    with alone(make_home(settings.home), "ui", said):
+        _open(settings, port, service_port, relaying)
+
+
+def _open(settings: Settings, port: int, service_port: int, relaying: bool) -> None:
+    """Run Dagster, the service and perhaps the relay, until Ctrl-C."""
     ran_before = {server.name for server in servers.status(settings) if server.running}
     running = servers.start(settings)
     programs = Path(sys.executable).parent
     workspace = str(dagster_home.workspace(settings))
-    port, service_port = processes.free_port(port), processes.free_port(service_port)
     url, service_url = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{service_port}"
     logs = settings.home / "logs"
     console.print("starting Dagster and the service …")

@@ -140,6 +140,28 @@ def locked(home: Path, server: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def alone(home: Path, name: str, said: str) -> Iterator[None]:
+    """Be the only process that does this in a home, until the end of the block or of the process.
+
+    Args:
+        home: where; it exists.
+        name: of what is done.
+        said: to a second process that tries to, about this one.
+
+    Raises:
+        EmbeddedServerError: another process does it; what that one said.
+    """
+    path, owner = home / f"{name}.lock", home.stat()
+    with _opened(path, os.O_WRONLY | os.O_CREAT, owner.st_uid, owner.st_gid) as file:
+        if not _try_lock(file):
+            raise EmbeddedServerError(path.read_text())
+        file.truncate(0)
+        file.write(said.encode())
+        file.flush()
+        yield
+
+
 def _try_lock(file: BinaryIO) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

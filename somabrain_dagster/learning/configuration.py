@@ -187,7 +187,7 @@ class LearningConfiguration:
         """
         if not overrides:
             return self
-        _check_names("the overrides", overrides, [f.name for f in fields(self)])
+        _check_names("the configuration", overrides, [f.name for f in fields(self)])
         changes: dict[str, Any] = {}
         for entry, value in overrides.items():
             current = getattr(self, entry)

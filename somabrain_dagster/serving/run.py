@@ -1,6 +1,7 @@
 """Run the service: one process, or a supervisor over several that share a socket."""
 
 import asyncio
+import gc
 import logging
 import multiprocessing
 import os
@@ -67,14 +68,17 @@ def work(settings: Settings, servers: Servers, listening: socket.socket) -> None
     # Imported here: the metrics client decides at its import whether it is one of several processes.
     from somabrain_dagster.serving.app import create_app
     from somabrain_dagster.serving.logs import configure
+    from somabrain_dagster.serving.protocol import Protocol
     from somabrain_dagster.serving.telemetry import traced
 
     configure()
     app = create_app(settings, servers)
+    gc.freeze()  # what is loaded stays: no collection need look at it again
     config = uvicorn.Config(
         traced(app) if settings.service.telemetry else app,
         loop="uvloop",
-        http="httptools",
+        http=Protocol,
+        proxy_headers=False,
         ws="none",
         log_config=None,
         access_log=False,

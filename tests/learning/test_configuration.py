@@ -141,7 +141,7 @@ def test_overriding_everything_is_that_configuration(configuration: LearningConf
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"learning_rate": 0.1}, "the overrides has no learning_rate"),
+        ({"learning_rate": 0.1}, "the configuration has no learning_rate"),
         ({"start": {"omega": 1.0}}, "start has no omega"),
         ({"guard": {"patience": 3}}, "guard has no patience"),
         ({"start": 1.0}, "start must be an object by name"),
