@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from itertools import accumulate, groupby
+from itertools import accumulate, chain, groupby, repeat
 from typing import Any, NamedTuple
 
 import msgspec
@@ -386,34 +386,126 @@ def _write(
         tenant_id = fresh[position].tenant_id
         return tenants[tenant_id].configuration.digest, tenant_id
 
-    landed: list[Landed | None] = [None] * len(fresh)
-    writes = _Writes()
     order = sorted(range(len(fresh)), key=configured)  # stable: a tenant's events stay in their order
-    for _, group in groupby(order, key=lambda position: configured(position)[0]):
-        positions = list(group)
-        events = [fresh[position] for position in positions]
-        learned = _learn(connection, now, events, tenants, recalls, trials, writes)
-        for position, outcome in zip(positions, learned, strict=True):
-            landed[position] = outcome
-    remember_configurations(connection, writes.configurations)
-    insert_changes(connection, writes.changes, writes.hashes)
-    _insert_events(connection, writes.events)
-    if writes.keys:
-        _insert_keys(connection, writes.keys)
-    _update_states(connection, writes.states)
-    return [outcome for outcome in landed if outcome is not None], writes.states
+    groups = [list(group) for _, group in groupby(order, key=lambda position: configured(position)[0])]
+    taught = [
+        _learn(connection, now, [fresh[position] for position in group], tenants, recalls, trials)
+        for group in groups
+    ]
+    # What is ready is sent: Postgres is at work on it while the next is made.
+    _insert_events(connection, [row for each in taught for row in each.rows])
+    remember_configurations(connection, [each.configuration for each in taught if each.is_new])
+    changes = [each.changes(now) for each in taught]
+    heads = {state.tenant_id: state.hash for each in taught for state in each.states}
+    together = list(chain.from_iterable(changes))
+    insert_changes(connection, together, chained(together, heads))
+    states = [state for each in taught for state in each.states_after(now, heads)]
+    _update_states(connection, states)
+    landed: dict[int, Landed] = {}
+    for group, of_group in zip(groups, changes, strict=True):
+        answers = [
+            Landed(change.tenant_id, change.event_seq, change.version, change.after)
+            for change in of_group
+            if change.event_seq is not None
+        ]
+        landed.update(zip(group, answers, strict=True))
+    outcomes = [landed[position] for position in range(len(fresh))]
+    keyed = [pair for pair in zip(fresh, outcomes, strict=True) if pair[0].idempotency_key]
+    if keyed:
+        _insert_keys(connection, now, keyed)
+    return outcomes, states
 
 
-class _Writes:
-    """The rows of one transaction."""
+class _Taught(NamedTuple):
+    """What the events of tenants that share a configuration taught.
 
-    def __init__(self) -> None:
-        self.configurations: list[LearningConfiguration] = []
-        self.changes: list[WeightChange] = []
-        self.hashes: list[bytes] = []
-        self.events: list[dict[str, Any]] = []
-        self.keys: list[dict[str, Any]] = []
-        self.states: list[AdaptationState] = []
+    Attributes:
+        states: of the tenants, before.
+        lengths: (T,), how many events each has.
+        rows: one an event, as it is stored, the tenants one after the other.
+    """
+
+    configuration: LearningConfiguration
+    states: list[AdaptationState]
+    lengths: list[int]
+    lesson: Lesson
+    rows: list[dict[str, Any]]
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the configuration may not be stored; a state whose last change names it says that it is."""
+        return any(state.configuration != bytes.fromhex(self.configuration.digest) for state in self.states)
+
+    def changes(self, now: datetime) -> list[WeightChange]:
+        """The changes of weights, in the order of the logs."""
+        shifts, configuration = self.lesson.shifts, bytes.fromhex(self.configuration.digest)
+        tenants = chain.from_iterable(
+            repeat(state.tenant_id, length)
+            for state, length in zip(self.states, self.lesson.lengths.tolist(), strict=True)
+        )
+        changes = []
+        for tenant_id, cause, event, version, restored, shift, low, high, after in zip(
+            tenants,
+            self.lesson.causes,
+            self.lesson.events.tolist(),
+            self.lesson.versions.tolist(),
+            self.lesson.restored.tolist(),
+            shifts.shift.tolist(),
+            shifts.low.tolist(),
+            shifts.high.tolist(),
+            self.lesson.after.tolist(),
+            strict=True,
+        ):
+            answers = cause == FEEDBACK
+            changes.append(
+                WeightChange(
+                    tenant_id=tenant_id,
+                    version=version,
+                    created_at=now,
+                    cause=cause,
+                    shift=shift,
+                    low=None if answers else low,
+                    high=None if answers else high,
+                    after=after,
+                    configuration=configuration,
+                    event_seq=self.rows[event]["seq"] if answers else None,
+                    event_digest=self.rows[event]["digest"] if answers else None,
+                    restored_version=None if restored < 0 else restored,
+                )
+            )
+        return changes
+
+    def states_after(self, now: datetime, heads: dict[str, bytes]) -> list[AdaptationState]:
+        """The tenants' states after it all.
+
+        Args:
+            now: the transaction's time.
+            heads: the hash of each tenant's last change.
+        """
+        in_force = bytes.fromhex(self.configuration.digest)
+        return [
+            AdaptationState(
+                tenant_id=state.tenant_id,
+                version=version,
+                weights=self.lesson.after[end - 1],
+                hash=heads[state.tenant_id],
+                configuration=in_force,
+                feedback_seq=row["seq"],
+                levels=Levels(**{name: row[name] for name in _LEVELS}),
+                rewards=rewards,
+                recent_rewards=recent,
+                updated_at=now,
+            )
+            for state, row, end, version, rewards, recent in zip(
+                self.states,
+                (self.rows[end - 1] for end in accumulate(self.lengths)),
+                accumulate(self.lesson.lengths.tolist()),
+                self.lesson.versions[self.lesson.lengths.cumsum() - 1].tolist(),
+                self.lesson.rewards,
+                self.lesson.recent_rewards,
+                strict=True,
+            )
+        ]
 
 
 def _learn(
@@ -423,21 +515,17 @@ def _learn(
     tenants: dict[str, _Tenant],
     recalls: dict[tuple[str, int], LoggedRecall | None],
     trials: Trials,
-    writes: _Writes,
-) -> list[Landed]:
-    """Learn from the events of tenants that share a configuration; add to `writes` what is to be written."""
-    names = [name for name, _ in groupby(events, key=lambda event: event.tenant_id)]
-    states = [tenants[name].state for name in names]
-    configuration = tenants[names[0]].configuration
+) -> _Taught:
+    """Learn from the events of tenants that share a configuration."""
+    runs = [(name, sum(1 for _ in run)) for name, run in groupby(event.tenant_id for event in events)]
+    states = [tenants[name].state for name, _ in runs]
+    lengths = [length for _, length in runs]
+    configuration = tenants[runs[0][0]].configuration
     in_force = bytes.fromhex(configuration.digest)
-    lengths = np.array(
-        [sum(1 for _ in run) for _, run in groupby(e.tenant_id for e in events)], dtype=np.intp
-    )
-    firsts = np.cumsum(lengths) - lengths
     seqs = [
-        state.feedback_seq + 1 + place
-        for state, length in zip(states, lengths.tolist(), strict=True)
-        for place in range(length)
+        state.feedback_seq + place
+        for state, length in zip(states, lengths, strict=True)
+        for place in range(1, length + 1)
     ]
     lesson = learn(
         configuration,
@@ -453,59 +541,14 @@ def _learn(
         ],
         experience_of(events, [recalls.get((e.tenant_id, e.recall_id or 0)) for e in events], lengths),
         lambda tenant, back: _weights_before_event(
-            connection, names[tenant], states[tenant].feedback_seq + 1 - back
+            connection, states[tenant].tenant_id, states[tenant].feedback_seq + 1 - back
         ),
     )
     rows = [
         _event_row(event, seq, now, trials, dict(zip(_TRACED, levels, strict=True)))
         for event, seq, *levels in zip(events, seqs, *_traced(lesson), strict=True)
     ]
-    # A state whose last change names the configuration says that it is stored.
-    if any(state.configuration != in_force for state in states):
-        writes.configurations.append(configuration)
-    writes.events += rows
-    changes = _changes(lesson, names, now, in_force, seqs, [row["digest"] for row in rows])
-    heads = {state.tenant_id: state.hash for state in states}
-    writes.changes += changes
-    writes.hashes += chained(changes, heads)
-
-    landed = [
-        Landed(change.tenant_id, change.event_seq, change.version, change.after)
-        for change in changes
-        if change.event_seq is not None
-    ]
-    last_rows = (np.cumsum(lesson.lengths) - 1).tolist()
-    for place, (state, last_event, last_row) in enumerate(
-        zip(states, (firsts + lengths - 1).tolist(), last_rows, strict=True)
-    ):
-        levels = rows[last_event]
-        writes.states.append(
-            AdaptationState(
-                tenant_id=state.tenant_id,
-                version=changes[last_row].version,
-                weights=lesson.after[last_row],
-                hash=heads[state.tenant_id],
-                configuration=in_force,
-                feedback_seq=seqs[last_event],
-                levels=Levels(**{name: levels[name] for name in _LEVELS}),
-                rewards=lesson.rewards[place],
-                recent_rewards=lesson.recent_rewards[place],
-                updated_at=now,
-            )
-        )
-    writes.keys += [
-        {
-            "tenant_id": event.tenant_id,
-            "key": event.idempotency_key,
-            "digest": event.digest(),
-            "seq": answer.seq,
-            "version": answer.version,
-            "created_at": now,
-        }
-        for event, answer in zip(events, landed, strict=True)
-        if event.idempotency_key
-    ]
-    return landed
+    return _Taught(configuration, states, lengths, lesson, rows)
 
 
 def experience_of(
@@ -610,51 +653,6 @@ def event_digest(row: dict[str, Any]) -> bytes:
     ).digest()
 
 
-def _changes(
-    lesson: Lesson,
-    names: Sequence[str],
-    now: datetime,
-    configuration: bytes,
-    seqs: Sequence[int],
-    digests: Sequence[bytes],
-) -> list[WeightChange]:
-    tenants = [
-        name for name, length in zip(names, lesson.lengths.tolist(), strict=True) for _ in range(length)
-    ]
-    shifts = lesson.shifts
-    changes = []
-    for tenant_id, cause, event, version, restored, shift, low, high, after in zip(
-        tenants,
-        lesson.causes,
-        lesson.events.tolist(),
-        lesson.versions.tolist(),
-        lesson.restored.tolist(),
-        shifts.shift.tolist(),
-        shifts.low.tolist(),
-        shifts.high.tolist(),
-        lesson.after.tolist(),
-        strict=True,
-    ):
-        answers = cause == FEEDBACK
-        changes.append(
-            WeightChange(
-                tenant_id=tenant_id,
-                version=version,
-                created_at=now,
-                cause=cause,
-                shift=shift,
-                low=None if answers else low,
-                high=None if answers else high,
-                after=after,
-                configuration=configuration,
-                event_seq=seqs[event] if answers else None,
-                event_digest=digests[event] if answers else None,
-                restored_version=None if restored < 0 else restored,
-            )
-        )
-    return changes
-
-
 def _weights_before_event(connection: Connection, tenant_id: str, seq: int) -> tuple[int, Nanos]:
     row = connection.execute(
         """
@@ -720,7 +718,7 @@ def _json_or_null(value: Any) -> str | None:
     return None if value is None else msgspec.json.encode(value).decode()
 
 
-def _insert_keys(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
+def _insert_keys(connection: Connection, now: datetime, keyed: Sequence[tuple[Feedback, Landed]]) -> None:
     connection.execute(
         """
         INSERT INTO idempotency_keys (tenant_id, key, digest, seq, version, created_at)
@@ -729,12 +727,12 @@ def _insert_keys(connection: Connection, rows: Sequence[dict[str, Any]]) -> None
         )
         """,
         (
-            names([row["tenant_id"] for row in rows]),
-            texts([row["key"] for row in rows]),
-            byteas([row["digest"] for row in rows]),
-            bigints([row["seq"] for row in rows]),
-            bigints([row["version"] for row in rows]),
-            timestamps([row["created_at"] for row in rows]),
+            names([feedback.tenant_id for feedback, _ in keyed]),
+            texts([feedback.idempotency_key for feedback, _ in keyed]),
+            byteas([feedback.digest() for feedback, _ in keyed]),
+            bigints([answer.seq for _, answer in keyed]),
+            bigints([answer.version for _, answer in keyed]),
+            timestamps([now] * len(keyed)),
         ),
     )
 
