@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -32,6 +32,7 @@ from rich.table import Table
 
 from benchmarks import peers
 from benchmarks.load import request, write_requests
+from benchmarks.meter import Meter
 from somabrain_dagster.embedded import (
     ensure_database,
     start_postgres,
@@ -55,8 +56,8 @@ JSON = {"content-type": "application/json"}
 
 
 @contextmanager
-def program(command: Sequence[str], url: str, log: Path, variables: dict[str, str]) -> Iterator[None]:
-    """A program of ours until the end of the block, once its URL answers."""
+def program(command: Sequence[str], url: str, log: Path, variables: dict[str, str]) -> Iterator[int]:
+    """A program of ours until the end of the block, once its URL answers: its process id."""
     with log.open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, *command], env=os.environ | variables, stdout=output, stderr=output
@@ -71,7 +72,7 @@ def program(command: Sequence[str], url: str, log: Path, variables: dict[str, st
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"{command} did not start: {log.read_text()[-500:]}") from None
                 time.sleep(0.1)
-        yield
+        yield process.pid
     finally:
         process.terminate()
         process.wait(60)
@@ -84,14 +85,26 @@ def measured(
     seconds: float,
     place: Path,
     numbers: Sequence[int] = CLIENTS,
+    watched: Mapping[str, int] | None = None,
 ) -> list[dict[str, Any]]:
-    """What a second process sees of a contender, at each of these numbers of clients."""
+    """What a second process sees of a contender, at each of these numbers of clients.
+
+    Args:
+        name: of the contender.
+        port: where it listens.
+        requests: taken in turn.
+        seconds: how long.
+        place: a directory for the requests.
+        numbers: of clients.
+        watched: processes, by name, whose processor's time a request is counted, and the client's own.
+    """
     path = place / "requests.bin"
     write_requests(path, requests)
     rows = []
     for clients in numbers:
         command = [sys.executable, "-m", "benchmarks.load", "127.0.0.1", str(port), str(path)]
         options = ["--clients", str(clients), "--warm", "1.5", "--seconds", str(seconds)]
+        meters = {who: Meter(pid) for who, pid in (watched or {}).items()}
         done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=300, check=False)
         if done.returncode:
             raise RuntimeError(f"the load on {name} failed: {done.stderr[-500:]}")
@@ -100,6 +113,9 @@ def measured(
         good = sum(count for status, count in row["statuses"].items() if int(status) < 400)
         if good < answered and port < PEER:
             raise RuntimeError(f"{name} refused: {row['statuses']}, {row['failure']}")
+        if meters:
+            row["cpu_us"] = {who: round(meter.seconds / answered * 1e6) for who, meter in meters.items()}
+            row["cpu_us"]["client"] = round(row["client_cpu_seconds"] / answered * 1e6)
         # A peer that fails some is counted by what it did.
         row["rps"] = round(row["rps"] * good / max(answered, 1), 1)
         rows.append(row)
@@ -158,6 +174,7 @@ class Brain:
         url: of its database, as its owner.
         floor_url: of another database on the same Postgres.
         admin_url: of that Postgres.
+        postgres_pid: its main process.
         redis_url: of its Valkey.
         keys: of each tenant.
         variables: by which a program of ours finds all of it.
@@ -167,6 +184,7 @@ class Brain:
     url: str
     floor_url: str
     admin_url: str
+    postgres_pid: int
     redis_url: str
     keys: dict[str, str]
     variables: dict[str, str]
@@ -193,6 +211,7 @@ def brain(place: Path) -> Iterator[Brain]:
             url,
             postgres.url("floor"),
             postgres.admin_url(),
+            postgres.pid,
             valkey.url,
             keys,
             {
@@ -243,17 +262,19 @@ def compare(held: Brain, seconds: float, with_peers: bool, place: Path) -> dict[
     skipped: dict[str, str] = {}
     # The floor is measured before and after: a machine that others use too is not the same all the time.
     floor = ["-m", "benchmarks.serving_floor", held.floor_url, str(FLOOR)]
-    with program(floor, f"http://127.0.0.1:{FLOOR}/hello", log, {}):
+    with program(floor, f"http://127.0.0.1:{FLOOR}/hello", log, {}) as floor_pid:
         hello = [request("GET", "/hello", JSON)]
         bare = feedback_requests(keys, "/bare")
         service = ["-m", "somabrain_dagster.serving", "--port", str(SERVICE)]
-        with program(service, f"http://127.0.0.1:{SERVICE}/healthz", log, held.variables):
+        with program(service, f"http://127.0.0.1:{SERVICE}/healthz", log, held.variables) as service_pid:
+            of_floor = {"program": floor_pid, "server": held.postgres_pid}
+            of_service = {"program": service_pid, "server": held.postgres_pid}
             reads = state_requests(keys.values())
             rows += measured("hello", FLOOR, hello, seconds, place)
             rows += measured("service: state", SERVICE, reads, seconds, place)
-            rows += measured("bare INSERT+COMMIT", FLOOR, bare, seconds, place)
+            rows += measured("bare INSERT+COMMIT", FLOOR, bare, seconds, place, watched=of_floor)
             landing = feedback_requests(keys, "/context/feedback")
-            rows += measured("service: feedback", SERVICE, landing, seconds, place)
+            rows += measured("service: feedback", SERVICE, landing, seconds, place, watched=of_service)
             rows += measured("bare INSERT+COMMIT, again", FLOOR, bare, seconds, place)
     commits.append(bare_commits(held.floor_url))
     row_bytes = {
@@ -329,6 +350,11 @@ def show(report: dict[str, Any]) -> None:
             *(f"{row[name]:.2f}" for name in ("p50_ms", "p95_ms", "p99_ms")),
         )
     console.print(table)
+    for row in report["contenders"]:
+        if "cpu_us" in row:
+            console.print(
+                f"{row['contender']}, {row['clients']} clients, µs of the processor a request:", row["cpu_us"]
+            )
     for row in report["ratios"]:
         console.print(row)
     console.print(report["machine"], report["versions"], "bytes of a row", report["bytes_of_a_row"])

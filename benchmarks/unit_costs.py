@@ -22,11 +22,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from benchmarks.analysis import land_all, real_ratings
 from benchmarks.capacity import COSTS, UnitCosts, with_unit
 from benchmarks.load import write_requests
+from benchmarks.meter import Meter
 from benchmarks.report import Figures, write_report
 from benchmarks.serving import bare_commits, feedback_requests
 from scripts.killing import Stage, directory, stage_in, wait_until
@@ -58,30 +57,6 @@ TAUGHT_PEOPLE = 3
 CORPUS_PEOPLE = 20
 PARTITION_RECORDS = 200
 """Records whose mean size is taken."""
-
-
-class Meter:
-    """The processor's time of some processes, all that they start included."""
-
-    def __init__(self, *pids: int) -> None:
-        self._pids = pids
-        self._began = self._read()
-
-    @property
-    def seconds(self) -> float:
-        """Since it was made."""
-        return self._read() - self._began
-
-    def _read(self) -> float:
-        found = {}
-        for pid in self._pids:
-            process = psutil.Process(pid)
-            for one in (process, *process.children(recursive=True)):
-                try:
-                    found[one.pid] = sum(one.cpu_times()[:4])
-                except psutil.NoSuchProcess:
-                    continue
-        return sum(found.values())
 
 
 def microseconds(work: Callable[[], object], many: int, *pids: int) -> float:
