@@ -39,9 +39,9 @@ class Joining:
             self._loop.call_soon(self.flush)
 
     def flush(self) -> None:
-        """Send what is kept."""
-        if self._kept:
-            data, self._kept = self._kept, b""
+        """Send what is kept, unless the client has gone meanwhile."""
+        data, self._kept = self._kept, b""
+        if data and not self._transport.is_closing():
             self._transport.write(data)
 
     def close(self) -> None:
