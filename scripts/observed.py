@@ -64,6 +64,9 @@ CAST = Cast(people=4, conversations=30, messages=10, questions=3)
 SIZE = 12
 """Sessions of each arm: few, for what is shown is the machinery and no finding."""
 
+BATCHES = 12
+"""Of all sessions: a quarter is held before the experiment, a quarter in its canary."""
+
 RULE = PromotionRule(alpha=0.5, effect=0.0)
 SCRAPE_SECONDS = 2.0
 DAEMON_SECONDS = 180.0
@@ -151,8 +154,9 @@ def observed(say: Callable[[str], None]) -> Iterator[Observed]:
 
         say(f"remembering, and re-enacting {CAST.people} people; importing what {PEOPLE} people rated")
         traffic.prepare()
-        coming = batches(traffic.sessions, len(traffic.sessions) // 4)
-        _enact(made, coming)
+        coming = batches(traffic.sessions, len(traffic.sessions) // BATCHES)
+        for _ in range(BATCHES // 4):
+            _enact(made, coming)
         import_chitchat(database, settings.learning_configuration, PEOPLE, snapshots=snapshots)
         say("an experiment, a canary, a promotion")
         _try_recency(made, settings, coming)
@@ -210,10 +214,13 @@ def _try_recency(made: Observed, settings: Settings, coming: Iterator[list[Sessi
     with made.database.as_operator() as connection:
         create_experiment(connection, "recency", plan, shifts, configuration, ACTOR)
         start_experiment(connection, "recency", configuration, ACTOR)
-    _enact(made, coming)
-    advance_experiment(made.database, settings, ACTOR, change=False)
+    # Chance says which arm a session sees, and both arms are to have enough of them.
+    while (step := advance_experiment(made.database, settings, ACTOR, change=False)).analysed is None:
+        assert step.progress is not None, step.said
+        _enact(made, coming)
     advance_canary(made.database, settings, ACTOR, change=True)
-    _enact(made, coming)
+    for _ in range(BATCHES // 4):
+        _enact(made, coming)
     advance_canary(made.database, settings, ACTOR, change=True)
     with made.database.as_operator() as connection:
         promote(connection, {"delta": 0.6}, configuration, ACTOR)
