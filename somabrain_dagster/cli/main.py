@@ -6,7 +6,7 @@ import shlex
 import shutil
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -252,19 +252,26 @@ def ui(port: int, service_port: int) -> None:
     relaying = settings.kafka.bootstrap is not None
     if relaying:
         required(settings.kafka)
+    ran_before = {server.name for server in servers.status(settings) if server.running}
+    running = servers.start(settings)
     port, service_port = processes.free_port(port), processes.free_port(service_port)
     said = (
         f"It is open already: Dagster's UI at http://127.0.0.1:{port}, the service at port {service_port}. "
         f"Ctrl-C where it was started, or `kill {os.getpid()}`, ends it; SOMABRAIN_HOME names another home."
     )
     with alone(make_home(settings.home), "ui", said):
-        _open(settings, port, service_port, relaying)
+        _open(settings, running, ran_before, port, service_port, relaying)
 
 
-def _open(settings: Settings, port: int, service_port: int, relaying: bool) -> None:
+def _open(
+    settings: Settings,
+    running: servers.Servers,
+    ran_before: Collection[str],
+    port: int,
+    service_port: int,
+    relaying: bool,
+) -> None:
     """Run Dagster, the service and perhaps the relay, until Ctrl-C."""
-    ran_before = {server.name for server in servers.status(settings) if server.running}
-    running = servers.start(settings)
     programs = Path(sys.executable).parent
     workspace = str(dagster_home.workspace(settings))
     url, service_url = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{service_port}"
