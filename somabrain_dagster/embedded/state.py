@@ -128,8 +128,7 @@ def locked(home: Path, server: str) -> Iterator[None]:
     """
     path = home / f"{server}.lock"
     deadline = time.monotonic() + LOCK_SECONDS
-    owner = home.stat()
-    with _opened(path, os.O_WRONLY | os.O_CREAT, owner.st_uid, owner.st_gid) as file:
+    with _opened_lock(path) as file:
         while not _try_lock(file):
             if time.monotonic() > deadline:
                 raise EmbeddedServerError(
@@ -152,14 +151,20 @@ def alone(home: Path, name: str, said: str) -> Iterator[None]:
     Raises:
         EmbeddedServerError: another process does it; what that one said.
     """
-    path, owner = home / f"{name}.lock", home.stat()
-    with _opened(path, os.O_WRONLY | os.O_CREAT, owner.st_uid, owner.st_gid) as file:
+    path = home / f"{name}.lock"
+    with _opened_lock(path) as file:
         if not _try_lock(file):
             raise EmbeddedServerError(path.read_text())
         file.truncate(0)
         file.write(said.encode())
         file.flush()
         yield
+
+
+def _opened_lock(path: Path) -> BinaryIO:
+    """The file of a lock, whose owner is the home's."""
+    owner = path.parent.stat()
+    return _opened(path, os.O_WRONLY | os.O_CREAT, owner.st_uid, owner.st_gid)
 
 
 def _try_lock(file: BinaryIO) -> bool:

@@ -420,12 +420,14 @@ class _Taught(NamedTuple):
     """What the events of tenants that share a configuration taught.
 
     Attributes:
+        in_force: the configuration's digest.
         states: of the tenants, before.
         lengths: (T,), how many events each has.
         rows: one an event, as it is stored, the tenants one after the other.
     """
 
     configuration: LearningConfiguration
+    in_force: bytes
     states: list[AdaptationState]
     lengths: list[int]
     lesson: Lesson
@@ -434,11 +436,11 @@ class _Taught(NamedTuple):
     @property
     def is_new(self) -> bool:
         """Whether the configuration may not be stored; a state whose last change names it says that it is."""
-        return any(state.configuration != bytes.fromhex(self.configuration.digest) for state in self.states)
+        return any(state.configuration != self.in_force for state in self.states)
 
     def changes(self, now: datetime) -> list[WeightChange]:
         """The changes of weights, in the order of the logs."""
-        shifts, configuration = self.lesson.shifts, bytes.fromhex(self.configuration.digest)
+        shifts = self.lesson.shifts
         tenants = chain.from_iterable(
             repeat(state.tenant_id, length)
             for state, length in zip(self.states, self.lesson.lengths.tolist(), strict=True)
@@ -467,7 +469,7 @@ class _Taught(NamedTuple):
                     low=None if answers else low,
                     high=None if answers else high,
                     after=after,
-                    configuration=configuration,
+                    configuration=self.in_force,
                     event_seq=self.rows[event]["seq"] if answers else None,
                     event_digest=self.rows[event]["digest"] if answers else None,
                     restored_version=None if restored < 0 else restored,
@@ -482,14 +484,13 @@ class _Taught(NamedTuple):
             now: the transaction's time.
             heads: the hash of each tenant's last change.
         """
-        in_force = bytes.fromhex(self.configuration.digest)
         return [
             AdaptationState(
                 tenant_id=state.tenant_id,
                 version=version,
                 weights=self.lesson.after[end - 1],
                 hash=heads[state.tenant_id],
-                configuration=in_force,
+                configuration=self.in_force,
                 feedback_seq=row["seq"],
                 levels=Levels(**{name: row[name] for name in _LEVELS}),
                 rewards=rewards,
@@ -548,7 +549,7 @@ def _learn(
         _event_row(event, seq, now, trials, dict(zip(_TRACED, levels, strict=True)))
         for event, seq, *levels in zip(events, seqs, *_traced(lesson), strict=True)
     ]
-    return _Taught(configuration, states, lengths, lesson, rows)
+    return _Taught(configuration, in_force, states, lengths, lesson, rows)
 
 
 def experience_of(
@@ -740,7 +741,6 @@ def _insert_keys(connection: Connection, now: datetime, keyed: Sequence[tuple[Fe
 def _update_states(connection: Connection, states: Sequence[AdaptationState]) -> None:
     """Write the states; their rows are locked, and no log takes two changes of one version."""
     ends = list(accumulate(len(state.recent_rewards) for state in states))
-    levels = [msgspec.structs.asdict(state.levels) for state in states]
     connection.execute(
         """
         UPDATE adaptation_states s
@@ -773,7 +773,7 @@ def _update_states(connection: Connection, states: Sequence[AdaptationState]) ->
             "hash": byteas([state.hash for state in states]),
             "configuration": byteas([state.configuration for state in states]),
             "feedback_seq": bigints([state.feedback_seq for state in states]),
-            **{name: floats([level[name] for level in levels]) for name in _LEVELS},
+            **{name: floats([getattr(state.levels, name) for state in states]) for name in _LEVELS},
             "reward_mean": floats([state.rewards.mean for state in states]),
             "reward_variance": floats([state.rewards.variance for state in states]),
             "recent": bigints(np.concatenate([state.recent_rewards for state in states])),
